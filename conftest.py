@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,15 @@ _docstrings = Sybil(
     document_types={".py": PythonDocStringDocument},
 )
 
+
+
+def _plain_failure(item: SybilItem, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
+    """Show the failure of an example as Python would: pytest's own filter finds no frame of a test in it and gives up."""
+    return "".join(traceback.format_exception(excinfo.value))
+
+
+SybilItem.repr_failure = _plain_failure
+
 pytest_collect_file = (_pages + _docstrings).pytest()
 
 
@@ -81,9 +91,14 @@ class _SpireWitness:
         self.passed = 0
         self.skipped = 0
         self.complaint = ""
+        self.marked: set[str] = set()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        # Not by `report.keywords`: a folder called `spire` is one of those.
+        self.marked = {item.nodeid for item in items if item.get_closest_marker("spire")}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if "spire" not in report.keywords:
+        if report.nodeid not in self.marked:
             return
         self.skipped += report.skipped and not hasattr(report, "wasxfail")
         self.passed += report.passed and report.when == "call"

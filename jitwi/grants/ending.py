@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ending a grant: children first, then what lives in this process, then the backends, then the record.
+
+Holds `Ending` and the procedure in two halves: the first makes a grant dead at once and never waits for anybody, the
+second ends its credentials one by one and may wait for backends. Both can be done again after an interrupt. Does not
+hold how one credential is ended and proven: that is `jitwi.credentials.ending`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import attrs
+
+from jitwi.audit.events import CredentialEnded, GrantEnded
+from jitwi.clock import as_datetime
+from jitwi.credentials import CredentialEnding, Outcome, end_lease
+from jitwi.errors import JitwiError
+from jitwi.grants.lease import EndCause, LeaseState
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from jitwi.grants.grant import Grant
+    from jitwi.grants.slot import Slot
+
+__all__ = ["Ending", "complete", "end_now", "end_slot", "ending_of", "stop"]
+
+_log = logging.getLogger("jitwi")
+
+
+@attrs.frozen
+class Ending:
+    """How a grant ended, as known at one moment.
+
+    Args:
+        cause: Why.
+        ended_at: When it stopped being usable.
+        credentials: How each of its credentials ended.
+    """
+
+    cause: EndCause
+    ended_at: datetime
+    credentials: tuple[CredentialEnding, ...] = ()
+
+    @property
+    def is_pending(self) -> bool:
+        """True if some credential's end is not proven yet and is still being worked on."""
+        return any(c.outcome is Outcome.PENDING for c in self.credentials)
+
+
+def ending_of(grant: Grant) -> Ending | None:
+    """Return how a grant ended, as known now; None while it lives."""
+    lease = grant.lease
+    if lease.state not in (LeaseState.ENDING, LeaseState.ENDED) or lease.cause is None or grant.ended_at is None:
+        return None
+    known = tuple(slot.ending or _not_yet(slot) for slot in grant.slots.values())
+    return Ending(lease.cause, as_datetime(grant.ended_at.wall), known)
+
+
+def _not_yet(slot: Slot) -> CredentialEnding:
+    return CredentialEnding(
+        lease_id=slot.lease_id,
+        issuer=slot.name,
+        kind=slot.plan.kind,
+        outcome=Outcome.PENDING,
+        proof="",
+        detail="not tried yet",
+        expires_at=slot.ref.expires_at,
+    )
+
+
+def stop(grant: Grant, cause: EndCause) -> None:
+    """Make a grant and everything below it dead at once; the rest of the ending is done in the background."""
+    if _stop(grant, cause):
+        grant.runtime.watchdog.work(lambda: complete(grant, cause))
+
+
+def end_now(grant: Grant, cause: EndCause, detail: str = "") -> Ending:
+    """End a grant and wait for its backends, each as long as the settings allow.
+
+    Args:
+        grant: Which.
+        cause: Why; a cause that was there first stays.
+        detail: For the record.
+
+    Returns:
+        The ending as known then.
+    """
+    try:
+        complete(grant, cause, detail)
+    except BaseException:
+        grant.runtime.watchdog.work(lambda: complete(grant, cause, detail))
+        raise
+    return ending_of(grant) or Ending(cause, as_datetime(grant.runtime.clock.now().wall))
+
+
+def complete(grant: Grant, cause: EndCause, detail: str = "") -> None:
+    """Do all of an ending that is still to be done, from wherever an interrupt has left it."""
+    _stop(grant, cause)
+    _finish(grant, detail)
+
+
+def _stop(grant: Grant, cause: EndCause) -> bool:
+    with grant.lock:
+        if grant.ended_at is None:
+            grant.ended_at = grant.runtime.clock.now()
+        first = grant.lease.begin_end(cause)
+    for child in reversed(grant.children):
+        _stop(child, EndCause.PARENT_ENDED)
+    for slot in list(grant.slots.values()):
+        if slot.handle is not None:
+            slot.handle.destroy()
+    return first
+
+
+def _finish(grant: Grant, detail: str = "") -> None:
+    """One thread at a time; a step that an interrupt cut short is done again, so the record may say a thing twice."""
+    for child in reversed(grant.children):
+        _finish(child)
+    with grant.finish_lock:
+        if grant.lease.state is LeaseState.ENDED:
+            return
+        runtime = grant.runtime
+        slots = list(grant.slots.values())
+        for slot in reversed(slots):
+            _publish(grant, slot)
+            if slot.ending is None:
+                end_slot(grant, slot)
+        _report(grant, slots, detail)
+        if grant.parent is not None:
+            grant.parent.forget(grant)
+        runtime.registry.remove(grant.id)
+        grant.lease.finish_end()
+    _call_back(grant)
+
+
+def _publish(grant: Grant, slot: Slot) -> None:
+    """Tell the Guards of this host; those that do not see it miss the proof instead, as the key is gone."""
+    if slot.handle is None:
+        return
+    for key in slot.handle.public_ids:
+        try:
+            grant.runtime.endings.publish(key, expires_at=slot.ref.expires_at)
+        except JitwiError as error:
+            _log.warning("ending of %s was not published: %s", slot.lease_id, error)
+
+
+def end_slot(grant: Grant, slot: Slot) -> None:
+    """End one credential, prove it, and write down how it went; what is pending is tried again later."""
+    runtime = grant.runtime
+    now = runtime.clock.now()
+    slot.ending = end_lease(
+        slot.issuer,
+        slot.plan,
+        slot.ref,
+        now=now.wall,
+        timeout=runtime.settings.end_timeout,
+        key_destroyed=slot.handle is None or slot.handle.is_destroyed,
+    )
+    pending = slot.ending.outcome is Outcome.PENDING
+    if slot.plan.has_outside_effects:
+        try:
+            if pending:
+                runtime.journal.ending(slot.lease_id, detail=slot.ending.detail, next_attempt_at=now.wall)
+            else:
+                runtime.journal.ended(slot.lease_id, outcome=slot.ending.outcome.value)
+        except JitwiError as error:
+            _log.error("journal: %s", error)
+    ended = slot.ending
+    runtime.audit.record_loss(
+        CredentialEnded(
+            grant.subject,
+            slot.lease_id,
+            slot.name,
+            ended.outcome.value,
+            ended.proof,
+            ended.detail,
+            ended.expires_at,
+        ),
+        durable=not pending,
+    )
+    if pending:
+        _log.error("credential %s of issuer `%s` is not ended yet: %s", slot.lease_id, slot.name, ended.detail)
+        runtime.watchdog.owe(grant, slot)
+    elif slot.ref.secret is not None:
+        slot.ref.secret.destroy()
+
+
+def _report(grant: Grant, slots: list[Slot], detail: str) -> None:
+    runtime = grant.runtime
+    lease = grant.lease
+    cause = lease.cause or EndCause.REVOKED
+    outcomes = tuple([s.ending.outcome.value for s in slots if s.ending is not None]) if slots else ()
+    runtime.audit.record_loss(GrantEnded(grant.subject, cause.value, detail, lease.used, outcomes), durable=bool(slots))
+
+
+def _call_back(grant: Grant) -> None:
+    callback = grant.runtime.settings.on_ending
+    ending = ending_of(grant)
+    if callback is None or ending is None:
+        return
+    try:
+        callback(grant, ending)
+    except Exception:  # noqa: BLE001 - the user's code must not stop an ending
+        _log.exception("`on_ending` raised")

@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Using a handle: the one procedure that every use passes, in the order of rule 6.
+
+Holds `check_use` and the gate that handles see. Does not hold what leaves afterwards: that is the handle's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from jitwi.audit.events import DecisionRecord, UseAllowed, UseDenied
+from jitwi.credentials.gate import Use
+from jitwi.errors import (
+    AccessDeniedError,
+    GrantError,
+    GrantExpiredError,
+    IdentityError,
+    IdentityExpiredError,
+    IdentityReplacedError,
+    IdentityWithdrawnError,
+    JitwiError,
+    LimitExceededError,
+    OutOfScopeError,
+    StateError,
+)
+from jitwi.grants.ending import stop
+from jitwi.grants.lease import EndCause, Lease
+from jitwi.policy import Decision, Evidence, Facts
+from jitwi.task import Entity, Under
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jitwi.clock import Deadline, Instant
+    from jitwi.grants.grant import Grant
+    from jitwi.grants.runtime import Runtime
+    from jitwi.grants.slot import Slot
+    from jitwi.identity import Identity
+    from jitwi.policy import ActionShape, PolicySnapshot
+    from jitwi.task import Permission, Task, TaskDigest
+
+__all__ = ["GrantGate", "check_use", "decision_record", "require_allowed", "require_identity", "require_own_process"]
+
+_IDENTITY_CAUSES: dict[type[IdentityError], EndCause] = {
+    IdentityWithdrawnError: EndCause.IDENTITY_WITHDRAWN,
+    IdentityReplacedError: EndCause.IDENTITY_REPLACED,
+    IdentityExpiredError: EndCause.IDENTITY_EXPIRED,
+}
+
+
+def check_use(
+    grant: Grant, slot: Slot | None, action: str | Entity, resource: Entity, given: Mapping[str, Any] | None
+) -> Use:
+    """Check, count, decide and record one use.
+
+    Args:
+        grant: Of which grant.
+        slot: Of which of its credentials; None for `grant.check`.
+        action: What is to be done.
+        resource: To what.
+        given: The caller's `input`.
+
+    Raises:
+        StateError: This is a forked child.
+        GrantError: The grant or credential is not live.
+        AccessDeniedError: Scope, limits or policy say no.
+        IdentityError: There is no identity any more.
+        PolicyError: The action is unknown.
+        AuditError: The line could not be written; the use is given back.
+    """
+    runtime = grant.runtime
+    # 1 pid
+    require_own_process(runtime)
+    now = runtime.clock.now()
+    record: DecisionRecord | None = None
+    reserved = -1
+    try:
+        # 2 state, 3 deadline
+        grant.lease.require_live(now)
+        if slot is not None:
+            slot.require_live(now)
+        require_identity(grant)
+        # 4 revocation epoch
+        _require_not_revoked_elsewhere(grant)
+        # 5 scope
+        snapshot = runtime.policies.snapshot
+        shape = snapshot.action(action)
+        index, for_guard = _find_permission(grant, slot, snapshot, shape, resource)
+        permission = grant.declaration.permissions[index]
+        # 6 limits: reserved here, given back on a deny
+        number = _reserve(grant, index, now)
+        reserved = index
+        # 7 decision
+        evidence = Evidence.LOCAL if slot is None else runtime.evidence_of(slot.plan.kind)
+        if for_guard:
+            record = _deferred_to_guard(snapshot, shape, resource, permission, given)
+        else:
+            facts = Facts(grant.task_json, number - 1, now.wall, evidence, given)
+            decision = snapshot.decide(grant.identity.spiffe_id, shape, resource, facts)
+            record = decision_record("use", decision, shape.action, resource, permission, given)
+            require_allowed(decision, f"`{shape.action}` on `{resource}`")
+        # 8 audit: the line is written before anything leaves
+        lease_id = "" if slot is None else slot.lease_id
+        runtime.audit.record(UseAllowed(grant.subject, lease_id, number, record))
+    except BaseException as error:
+        if reserved >= 0:
+            _give_back(grant, reserved)
+        if isinstance(error, JitwiError):
+            _refuse(grant, slot, action, resource, error, record)
+        raise
+    return Use(shape.action, resource, permission, number, given, now)
+
+
+def require_own_process(runtime: Runtime) -> None:
+    """Refuse in a forked child.
+
+    Raises:
+        StateError: The process is not the one that opened the grant.
+    """
+    if os.getpid() != runtime.pid:
+        msg = "this grant belongs to another process"
+        raise StateError(msg, reasons=("forked",), remedy="open a task in the process that uses it")
+
+
+def require_identity(grant: Grant) -> Identity:
+    """Return the identity that the grant's uses may rest on now; end the grant if there is none any more.
+
+    Raises:
+        GrantError: It was withdrawn, replaced or has expired.
+        IdentityError: It cannot be told.
+    """
+    runtime = grant.runtime
+    identity = runtime.identity.peek() or runtime.identity.latest()
+    if identity is not None and identity.spiffe_id == grant.identity.spiffe_id:
+        return identity
+    if identity is not None:
+        stop(grant, EndCause.IDENTITY_REPLACED)
+        raise Lease.error(EndCause.IDENTITY_REPLACED)
+    try:
+        runtime.identity.identity(timeout=0)
+    except IdentityError as error:
+        cause = _IDENTITY_CAUSES.get(type(error))
+        if cause is not None:
+            stop(grant, cause)
+            raise Lease.error(cause) from error
+        raise
+    stop(grant, EndCause.IDENTITY_EXPIRED)
+    raise Lease.error(EndCause.IDENTITY_EXPIRED)
+
+
+def _require_not_revoked_elsewhere(grant: Grant) -> None:
+    runtime = grant.runtime
+    epoch = runtime.endings.epoch()
+    if epoch == grant.seen_epoch:
+        return
+    if runtime.endings.is_ended(grant.ending_key):
+        stop(grant, EndCause.REVOKED_ELSEWHERE)
+        raise Lease.error(EndCause.REVOKED_ELSEWHERE)
+    grant.seen_epoch = epoch
+
+
+def _find_permission(
+    grant: Grant, slot: Slot | None, snapshot: PolicySnapshot, shape: ActionShape, resource: Entity
+) -> tuple[int, bool]:
+    """Return the index of the permission that covers this use, and whether its `under` is left to the Guard."""
+    if not isinstance(resource, Entity):
+        msg = f"a resource is an `Entity`, not `{type(resource).__name__}`"
+        raise OutOfScopeError(msg, reasons=("type",))
+    indexes = range(len(grant.declaration.permissions)) if slot is None else slot.indexes
+    unresolved = -1
+    for index in indexes:
+        permission = grant.declaration.permissions[index]
+        if permission.action != shape.action:
+            continue
+        scope = permission.resource
+        if scope == resource:
+            return index, False
+        if isinstance(scope, Under):
+            inside = snapshot.is_under(resource, scope.entity)
+            if inside:
+                return index, False
+            if inside is None and unresolved < 0:
+                unresolved = index
+    if unresolved >= 0 and slot is not None and slot.plan.kind == Evidence.TASK_TOKEN.value:
+        return unresolved, True
+    msg = f"`{shape.action}` on `{resource}` was not declared"
+    if unresolved >= 0:
+        raise OutOfScopeError(
+            f"{msg} as such, and this side does not know what the resource is under",
+            reasons=("unresolved-under",),
+            remedy="give the resource's parents in `entities.json` or by the entity provider",
+        )
+    raise OutOfScopeError(msg, reasons=("not-declared",), remedy="declare it in the task's `permissions`")
+
+
+def _lineage(grant: Grant, index: int) -> list[tuple[Grant, int]]:
+    chain = [(grant, index)]
+    while grant.parent is not None:
+        index = grant.parent_indexes[index]
+        grant = grant.parent
+        chain.append((grant, index))
+    return chain
+
+
+def _reserve(grant: Grant, index: int, now: Instant) -> int:
+    if grant.parent is None:
+        with grant.lock:
+            return _reserve_one(grant, index, now)
+    done: list[tuple[Grant, int]] = []
+    number = 0
+    try:
+        for holder, its_index in reversed(_lineage(grant, index)):
+            with holder.lock:
+                number = _reserve_one(holder, its_index, now)
+            done.append((holder, its_index))
+    except BaseException:
+        for holder, its_index in done:
+            with holder.lock:
+                holder.lease.give_back(its_index)
+        raise
+    return number
+
+
+def _reserve_one(grant: Grant, index: int, now: Instant) -> int:
+    grant.lease.require_live(now)
+    return grant.lease.reserve(index)
+
+
+def _give_back(grant: Grant, index: int) -> None:
+    for holder, its_index in _lineage(grant, index):
+        with holder.lock:
+            holder.lease.give_back(its_index)
+
+
+def _refuse(
+    grant: Grant,
+    slot: Slot | None,
+    action: str | Entity,
+    resource: object,
+    error: JitwiError,
+    record: DecisionRecord | None,
+) -> None:
+    runtime = grant.runtime
+    reason = error.reasons[0] if error.reasons else error.code
+    detail = f"{str(action)[:_SHOWN]} on {str(resource)[:_SHOWN]}: {error.message}"
+    lease_id = "" if slot is None else slot.lease_id
+    runtime.audit.record_loss(UseDenied(grant.subject, lease_id, error.code, reason, detail, record))
+    if isinstance(error, GrantExpiredError):
+        stop(grant, EndCause.EXPIRED)
+    elif isinstance(error, LimitExceededError) and grant.lease.is_used_up:
+        stop(grant, EndCause.MAX_USES)
+    elif isinstance(error, AccessDeniedError) and not isinstance(error, GrantError):
+        with grant.lock:
+            grant.lease.refused += 1
+            too_many = grant.lease.refused >= runtime.settings.max_refused_uses
+        if too_many:
+            stop(grant, EndCause.REFUSED_USES)
+
+
+def decision_record(
+    question: str,
+    decision: Decision,
+    action: Entity,
+    resource: Entity,
+    permission: Permission,
+    given: Mapping[str, Any] | None = None,
+) -> DecisionRecord:
+    """Return the record of a decision, with all that is needed to replay it."""
+    return DecisionRecord(
+        question,
+        str(action),
+        str(resource),
+        str(permission),
+        decision.is_allowed,
+        decision.reason,
+        decision.policy_ids,
+        decision.errors,
+        decision.policy_digest,
+        decision.entities_digest,
+        decision.context,
+        given,
+    )
+
+
+def _deferred_to_guard(
+    snapshot: PolicySnapshot,
+    shape: ActionShape,
+    resource: Entity,
+    permission: Permission,
+    given: Mapping[str, Any] | None,
+) -> DecisionRecord:
+    return DecisionRecord(
+        question="use",
+        action=str(shape.action),
+        resource=str(resource),
+        permission=str(permission),
+        is_allowed=True,
+        reason="deferred",
+        policy_digest=snapshot.digest,
+        input=given,
+        scope="guard",
+    )
+
+
+def require_allowed(decision: Decision, what: str) -> None:
+    """Require an allow.
+
+    Raises:
+        AccessDeniedError: It is not one; says why.
+    """
+    if decision.is_allowed:
+        return
+    by = f" by `{'`, `'.join(decision.policy_ids)}`" if decision.policy_ids else ""
+    because = f": {decision.errors[0]}" if decision.errors else ""
+    raise AccessDeniedError(
+        f"{what} is denied{by} ({decision.reason}){because}",
+        reasons=(decision.reason,),
+        policy_ids=decision.policy_ids,
+    )
+
+
+class GrantGate:
+    """The gate of one credential: what its handle may ask of the grant."""
+
+    __slots__ = ("_grant", "_slot")
+
+    def __init__(self, grant: Grant, slot: Slot) -> None:
+        self._grant = grant
+        self._slot = slot
+
+    @property
+    def lease_id(self) -> str:
+        """Our id of the credential."""
+        return self._slot.lease_id
+
+    @property
+    def txn(self) -> str:
+        """Transaction id of the task."""
+        return self._grant.txn
+
+    @property
+    def task(self) -> Task:
+        """The task, actions resolved."""
+        return self._grant.declaration
+
+    @property
+    def task_digest(self) -> TaskDigest:
+        """Its canonical digest in this transaction."""
+        return self._grant.task_digest
+
+    @property
+    def permissions(self) -> tuple[Permission, ...]:
+        """The permissions that this credential serves."""
+        return self._slot.order.permissions
+
+    @property
+    def deadline(self) -> Deadline:
+        """When the credential ends at the latest."""
+        return self._slot.deadline
+
+    def check(self, action: str | Entity, resource: Entity, *, input: Mapping[str, Any] | None = None) -> Use:
+        """Check, count, decide and record one use; see `check_use`."""
+        return check_use(self._grant, self._slot, action, resource, input)
+
+    def identity(self) -> Identity:
+        """Return the current identity of the task.
+
+        Raises:
+            IdentityError: There is none that may be used.
+            GrantError: It is not the task's any more.
+        """
+        require_own_process(self._grant.runtime)
+        return require_identity(self._grant)
+
+    def now(self) -> Instant:
+        """Read the clock once."""
+        return self._grant.runtime.clock.now()
+
+
+_SHOWN = 200
