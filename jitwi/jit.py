@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["JIT"]
 
 _CLOSE_TIMEOUT = 5.0
+_REAP_SECONDS = 60.0
+"""How often a process that issues from backends looks for what others, or late answers, have left there."""
 _IDENTITY_AUDIENCE = "jitwi-identity"
 """Nobody else's audience: a JWT-SVID fetched for it is good for nothing but saying who we are to ourselves."""
 _ENDS_ALL = {
@@ -65,8 +67,8 @@ class JIT:
         identity_audience: For `identity="jwt-svid"`: the audience of our own that it is fetched for.
         endpoint: The Workload API, `unix:///...` or `tcp://IP:port`; default: `SPIFFE_ENDPOINT_SOCKET`.
         entities: Provider of resource facts, asked with a deadline.
-        state_dir: Folder for journal, audit and endings; default: `JITWI_STATE_DIR`, else `$XDG_STATE_HOME/jitwi`,
-            else `~/.local/state/jitwi`.
+        state_dir: Folder for journal, audit and endings; default: `JITWI_STATE_DIR`, else
+            `~/.local/state/jitwi` of the user that the process runs as.
         audit: Folder of the audit chains, or an `Audit` of your own (you close it); default: in `state_dir`.
         max_staleness: For how long new tasks may rest on an identity whose stream is lost.
         identity_timeout: How long a task waits for an identity.
@@ -308,6 +310,7 @@ class JIT:
             if not all(issuer.is_local for issuer in self._issuers.values()):
                 reaper = make_reaper(journal, self._issuers, clock=self._clock, audit=audit)
                 watchdog.work(reaper.recover)
+                watchdog.repeat(reaper.run_once, every=_REAP_SECONDS)
             undo.append(self._take_signals(runtime))
         except BaseException:
             for job in reversed(undo):

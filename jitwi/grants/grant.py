@@ -60,7 +60,6 @@ class Grant(NoCopy):
         "lock",
         "opened_at",
         "parent",
-        "parent_indexes",
         "runtime",
         "seen_epoch",
         "slots",
@@ -81,7 +80,6 @@ class Grant(NoCopy):
         deadline: Deadline,
         opened_at: Instant,
         parent: Grant | None,
-        parent_indexes: tuple[int, ...],
     ) -> None:
         self.runtime = runtime
         self.id = grant_id
@@ -93,7 +91,6 @@ class Grant(NoCopy):
         self.opened_at = opened_at
         self.ended_at: Instant | None = None
         self.parent = parent
-        self.parent_indexes = parent_indexes
         self.children: list[Grant] = []
         self.slots: dict[str, Slot] = {}
         self.seen_epoch = runtime.endings.epoch()

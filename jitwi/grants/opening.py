@@ -65,15 +65,14 @@ def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | N
         # 3 class and schema: owner, ceilings, actions
         snapshot = runtime.policies.snapshot
         task = _resolve(snapshot, snapshot.check_task(task))
-        indexes: tuple[int, ...] = ()
         if parent is not None:
-            task, indexes = narrowed(task, parent.declaration, is_under=_below(snapshot))
+            task, _ = narrowed(task, parent.declaration, is_under=_below(snapshot))
         now = runtime.clock.now()
         # 4 each permission that can be asked
         task_json = json.dumps(task.facts(), separators=(",", ":"))
         decide_all(runtime, snapshot, identity, task, task_json, now, decisions)
         # 5 registered before it exists
-        grant = _register(runtime, grant_id, task, task_json, identity, now, parent, indexes)
+        grant = _register(runtime, grant_id, task, task_json, identity, now, parent)
         # 6 the intent, before anything leaves
         runtime.audit.record(
             TaskOpened(
@@ -179,7 +178,6 @@ def _register(
     identity: Identity,
     now: Instant,
     parent: Grant | None,
-    indexes: tuple[int, ...],
 ) -> Grant:
     deadline = Deadline.after(now, seconds=task.ttl_seconds)
     if parent is not None:
@@ -194,7 +192,6 @@ def _register(
         deadline=deadline,
         opened_at=now,
         parent=parent,
-        parent_indexes=indexes,
     )
     runtime.registry.add(grant)
     if parent is not None and not parent.adopt(grant):

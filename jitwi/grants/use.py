@@ -74,7 +74,7 @@ def check_use(
     require_own_process(runtime)
     now = runtime.clock.now()
     record: DecisionRecord | None = None
-    reserved = -1
+    counted: list[tuple[Grant, int]] = []
     try:
         # 2 state, 3 deadline
         grant.lease.require_live(now)
@@ -89,8 +89,7 @@ def check_use(
         index, for_guard = _find_permission(grant, slot, snapshot, shape, resource)
         permission = grant.declaration.permissions[index]
         # 6 limits: reserved here, given back on a deny
-        number = _reserve(grant, index, now)
-        reserved = index
+        number, counted = _reserve(grant, index, snapshot, shape, resource, now)
         # 7 decision
         evidence = Evidence.LOCAL if slot is None else runtime.evidence_of(slot.plan.kind)
         if for_guard:
@@ -104,8 +103,7 @@ def check_use(
         lease_id = "" if slot is None else slot.lease_id
         runtime.audit.record(UseAllowed(grant.subject, lease_id, number, record))
     except BaseException as error:
-        if reserved >= 0:
-            _give_back(grant, reserved)
+        _give_back(counted)
         if isinstance(error, JitwiError):
             _refuse(grant, slot, action, resource, error, record)
         raise
@@ -167,25 +165,11 @@ def _find_permission(
     if not isinstance(resource, Entity):
         msg = f"a resource is an `Entity`, not `{type(resource).__name__}`"
         raise OutOfScopeError(msg, reasons=("type",))
-    indexes = range(len(grant.declaration.permissions)) if slot is None else slot.indexes
-    unresolved = -1
-    for index in indexes:
-        permission = grant.declaration.permissions[index]
-        if permission.action != shape.action:
-            continue
-        scope = permission.resource
-        if scope == resource:
-            return index, False
-        if isinstance(scope, Under):
-            inside = snapshot.is_under(resource, scope.entity)
-            if inside:
-                return index, False
-            if inside is None and unresolved < 0:
-                unresolved = index
-    if unresolved >= 0 and slot is not None and slot.plan.kind == Evidence.TASK_TOKEN.value:
-        return unresolved, True
+    index, is_known = _match(grant, None if slot is None else slot.indexes, snapshot, shape, resource)
+    if index >= 0 and (is_known or (slot is not None and slot.plan.kind == Evidence.TASK_TOKEN.value)):
+        return index, not is_known
     msg = f"`{shape.action}` on `{resource}` was not declared"
-    if unresolved >= 0:
+    if index >= 0:
         raise OutOfScopeError(
             f"{msg} as such, and this side does not know what the resource is under",
             reasons=("unresolved-under",),
@@ -194,32 +178,63 @@ def _find_permission(
     raise OutOfScopeError(msg, reasons=("not-declared",), remedy="declare it in the task's `permissions`")
 
 
-def _lineage(grant: Grant, index: int) -> list[tuple[Grant, int]]:
-    chain = [(grant, index)]
-    while grant.parent is not None:
-        index = grant.parent_indexes[index]
-        grant = grant.parent
-        chain.append((grant, index))
-    return chain
+def _match(
+    grant: Grant, indexes: tuple[int, ...] | None, snapshot: PolicySnapshot, shape: ActionShape, resource: Entity
+) -> tuple[int, bool]:
+    """Return the permission that covers a use: the exact one, else an `under` that holds it, else one that might.
+
+    -1 if there is none; the second value is False for one that only might, as this side does not know the resource.
+    """
+    permissions = grant.declaration.permissions
+    scopes: list[tuple[int, Under]] = []
+    for index in range(len(permissions)) if indexes is None else indexes:
+        permission = permissions[index]
+        if permission.action != shape.action:
+            continue
+        if permission.resource == resource:
+            return index, True
+        if isinstance(permission.resource, Under):
+            scopes.append((index, permission.resource))
+    perhaps = -1
+    for index, scope in scopes:
+        is_inside = snapshot.is_under(resource, scope.entity)
+        if is_inside:
+            return index, True
+        if is_inside is None and perhaps < 0:
+            perhaps = index
+    return perhaps, False
 
 
-def _reserve(grant: Grant, index: int, now: Instant) -> int:
+def _match_in_parent(parent: Grant, snapshot: PolicySnapshot, shape: ActionShape, resource: Entity) -> int:
+    index, _ = _match(parent, None, snapshot, shape, resource)
+    if index < 0:
+        raise OutOfScopeError("a parent task does not hold this use any more", reasons=("child-wider",))
+    return index
+
+
+def _reserve(
+    grant: Grant, index: int, snapshot: PolicySnapshot, shape: ActionShape, resource: Entity, now: Instant
+) -> tuple[int, list[tuple[Grant, int]]]:
+    """Count one use on the grant and on each of its ancestors; returns its number and what was counted where."""
     if grant.parent is None:
         with grant.lock:
-            return _reserve_one(grant, index, now)
-    done: list[tuple[Grant, int]] = []
+            return _reserve_one(grant, index, now), [(grant, index)]
+    counted: list[tuple[Grant, int]] = []
     number = 0
     try:
-        for holder, its_index in reversed(_lineage(grant, index)):
+        holder: Grant | None = grant
+        while holder is not None:
+            if holder is not grant:
+                index = _match_in_parent(holder, snapshot, shape, resource)
             with holder.lock:
-                number = _reserve_one(holder, its_index, now)
-            done.append((holder, its_index))
+                used = _reserve_one(holder, index, now)
+            number = number or used
+            counted.append((holder, index))
+            holder = holder.parent
     except BaseException:
-        for holder, its_index in done:
-            with holder.lock:
-                holder.lease.give_back(its_index)
+        _give_back(counted)
         raise
-    return number
+    return number, counted
 
 
 def _reserve_one(grant: Grant, index: int, now: Instant) -> int:
@@ -227,10 +242,10 @@ def _reserve_one(grant: Grant, index: int, now: Instant) -> int:
     return grant.lease.reserve(index)
 
 
-def _give_back(grant: Grant, index: int) -> None:
-    for holder, its_index in _lineage(grant, index):
+def _give_back(counted: list[tuple[Grant, int]]) -> None:
+    for holder, index in counted:
         with holder.lock:
-            holder.lease.give_back(its_index)
+            holder.lease.give_back(index)
 
 
 def _refuse(

@@ -16,6 +16,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import attrs
+
 from jitwi.audit.events import GrantLeaked
 from jitwi.credentials import Outcome
 from jitwi.errors import JitwiError
@@ -42,10 +44,24 @@ _LAST_RETRY = 60.0
 _WORKERS = 4
 
 
+@attrs.define(eq=False)
+class _Repeated:
+    job: Callable[[], object]
+    every: float
+    due_at: float
+    is_running: bool = False
+
+    def run(self) -> None:
+        try:
+            self.job()
+        finally:
+            self.is_running = False
+
+
 class Watchdog:
     """Deadlines, leaks and owed endings of one process. No thread before `start()`."""
 
-    __slots__ = ("_heap", "_inbox", "_lock", "_owed", "_pool", "_runtime", "_stopping", "_thread")
+    __slots__ = ("_heap", "_inbox", "_lock", "_owed", "_pool", "_repeated", "_runtime", "_stopping", "_thread")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []
@@ -56,6 +72,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._stopping = False
+        self._repeated: list[_Repeated] = []
 
     def start(self, runtime: Runtime) -> None:
         """Start the thread."""
@@ -76,6 +93,10 @@ class Watchdog:
     def call(self, job: Callable[[], None]) -> None:
         """Have the watchdog's thread do something soon; callable from a signal handler."""
         self._inbox.put(job)
+
+    def repeat(self, job: Callable[[], object], *, every: float) -> None:
+        """Have a worker do something again and again, `every` seconds give or take a half; never twice at once."""
+        self._repeated.append(_Repeated(job, every, self._now() + every))
 
     def owe(self, grant: Grant, slot: Slot) -> None:
         """Go on ending a credential whose backend was not reached."""
@@ -143,11 +164,19 @@ class Watchdog:
                 self._end_passed(now.boot)
                 self._sweep()
                 self._retry(now.boot)
+                self._repeat_due(now.boot)
                 if now.boot >= next_beat:
                     next_beat = now.boot + _HEARTBEAT
                     self._heartbeat(runtime, now.wall)
             except Exception:  # noqa: BLE001 - the promise outlives any one failure
                 _log.exception("watchdog")
+
+    def _repeat_due(self, boot: float) -> None:
+        for one in self._repeated:
+            if boot >= one.due_at and not one.is_running:
+                one.due_at = boot + one.every * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+                one.is_running = True
+                self.work(one.run)
 
     def _heartbeat(self, runtime: Runtime, wall: float) -> None:
         if not any(slot.plan.has_outside_effects for g in runtime.registry.all() for slot in list(g.slots.values())):

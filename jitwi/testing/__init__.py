@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from jitwi.testing.backend_issuer import BackendIssuer
     from jitwi.testing.ca import TestCa
     from jitwi.testing.clock import FakeClock
-    from jitwi.testing.guard import Caller, call
+    from jitwi.testing.guard import CaBundles, Caller, call
     from jitwi.testing.identity import FixedIdentity
     from jitwi.testing.jit import jit
     from jitwi.testing.workload_api import FakeWorkloadApi
 
 __all__ = [
     "BackendIssuer",
+    "CaBundles",
     "Caller",
     "FakeClock",
     "FakeWorkloadApi",
@@ -36,6 +37,7 @@ __all__ = [
 
 _HOME = {
     "BackendIssuer": "backend_issuer",
+    "CaBundles": "guard",
     "Caller": "guard",
     "FakeClock": "clock",
     "FakeWorkloadApi": "workload_api",

@@ -207,3 +207,30 @@ def test_an_ending_by_another_process_of_the_host_counts_at_the_next_use(make_ji
         with pytest.raises(GrantRevokedError) as error:
             grant.check("read", shop.order)
     assert error.value.cause == "revoked-elsewhere"
+
+
+def test_the_exact_permission_is_counted_before_an_under(jit, shop):
+    """Whatever the order of the declaration, a use counts on the permission that names its resource."""
+    for permissions in (
+        [jitwi.Permission("list", jitwi.under(shop.root)), jitwi.Permission("list", shop.inner, max_uses=1)],
+        [jitwi.Permission("list", shop.inner, max_uses=1), jitwi.Permission("list", jitwi.under(shop.root))],
+    ):
+        with jit.task("x", permissions=permissions, ttl=shop.ttl) as grant:
+            grant.check("list", shop.inner)
+            with pytest.raises(LimitExceededError):
+                grant.check("list", shop.inner)
+            grant.check("list", shop.root)
+
+
+def test_a_childs_use_counts_on_the_parents_permission_for_that_very_resource(jit, shop):
+    """A child that is `under(...)` cannot get past the parent's limit on one resource below it."""
+    permissions = [jitwi.Permission("list", jitwi.under(shop.root)), jitwi.Permission("list", shop.inner, max_uses=1)]
+    with (
+        jit.task("x", permissions=permissions, ttl=shop.ttl) as parent,
+        parent.task("y", permissions={"list": jitwi.under(jitwi.Entity("Shop::Folder", "a"))}) as child,
+    ):
+        child.check("list", shop.inner)
+        with pytest.raises(LimitExceededError):
+            child.check("list", shop.inner)
+        child.check("list", jitwi.Entity("Shop::Folder", "a"))
+        assert (parent.uses, child.uses) == (2, 2)
