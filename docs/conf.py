@@ -50,6 +50,14 @@ def _code_in_backticks(_app: Sphinx, _what: str, _name: str, _obj: object, _opti
     lines[:] = _CODE.sub(r"``\1``\\ ", "\n".join(lines)).split("\n")
 
 
+def _documented_elsewhere(app: Sphinx, what: str, _name: str, obj: object, _skip: object, _options: object) -> bool | None:
+    """Leave out what a room shows again from another room: it stands on that room's page."""
+    room = app.env.temp_data.get("autodoc:module", "")
+    home = getattr(obj, "__module__", room)
+    return True if what == "module" and not f"{home}.".startswith(f"{room}.") else None
+
+
 def setup(app: Sphinx) -> None:
-    """Register the hook for docstrings."""
+    """Register the hooks."""
     app.connect("autodoc-process-docstring", _code_in_backticks)
+    app.connect("autodoc-skip-member", _documented_elsewhere)

@@ -234,8 +234,14 @@ class JIT:
         with self._lock:
             self._is_closed = True
             running, self._running = self._running, None
-        if running is not None and running.runtime.pid == os.getpid():
+        if running is not None:
             running.close()
+
+    def __del__(self) -> None:
+        """Close what a forgotten `JIT` has started, on its own thread: a finaliser must not wait."""
+        running = getattr(self, "_running", None)
+        if running is not None:
+            running.runtime.watchdog.call(running.close)
 
     def __enter__(self) -> Self:
         """Start; see `start`."""
@@ -316,7 +322,9 @@ class JIT:
             for job in reversed(undo):
                 job()
             raise
-        return _Running(runtime, undo)
+        running = _Running(runtime, undo)
+        _open.add(running)
+        return running
 
     def _take_signals(self, runtime: Runtime) -> Callable[[], None]:
         if threading.current_thread() is not threading.main_thread():
@@ -353,8 +361,12 @@ class _Running:
             end_now(grant, cause)
 
     def close(self) -> None:
+        _open.discard(self)
+        if self.runtime.pid != os.getpid():
+            return
         self.end_all(EndCause.PROCESS_STOPPED)
-        for job in reversed(self._undo):
+        undo, self._undo = self._undo, []
+        for job in reversed(undo):
             job()
 
 
@@ -409,14 +421,17 @@ class _StopHandler:
 
 
 _all: weakref.WeakSet[JIT] = weakref.WeakSet()
+_open: set[_Running] = set()
+"""What runs, held until it is closed: the interpreter's exit must find it even if its `JIT` was forgotten."""
 
 
 def _close_all() -> None:
-    for jit in list(_all):
-        jit.close()
+    for running in list(_open):
+        running.close()
 
 
 def _after_fork() -> None:
+    _open.clear()
     for jit in list(_all):
         jit._forget_parent()  # noqa: SLF001 - of this module
 

@@ -228,7 +228,7 @@ def _open(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb", buffering=1 << 20)
 
 
-def _verify_chain(path: Path, anchors: dict[int, str]) -> ChainReport:
+def _verify_chain(path: Path, anchors: dict[int, str], *, may_be_empty: bool = False) -> ChainReport:
     """Walk one chain and hold it against `anchors` (number of a record -> its hash)."""
     problem: _Problem | None = None
     try:
@@ -246,7 +246,7 @@ def _verify_chain(path: Path, anchors: dict[int, str]) -> ChainReport:
     anchored = max(anchors, default=-1) + 1
     if problem is None and walk.count < anchored:
         problem = _Problem(walk.count + 1, f"cut: an anchor says that there were at least {anchored} records")
-    if problem is None and not walk.count and not walk.torn:
+    if problem is None and not walk.count and not walk.torn and not may_be_empty:
         problem = _Problem(1, "empty")
     return walk.report(anchored=anchored, problem=problem)
 
@@ -299,7 +299,7 @@ def _verify_folder(folder: Path, own: dict[str, dict[int, str]]) -> Verification
         clash = False
         for seq, digest in named.get(name, {}).items():
             clash |= anchors.setdefault(seq, digest) != digest
-        report = _verify_chain(folder / name, anchors)
+        report = _verify_chain(folder / name, anchors, may_be_empty=not anchors)  # killed before its first line
         if clash:
             report = attrs.evolve(report, status=ChainStatus.TAMPERED, problem="replaced: two anchors disagree")
         reports[name] = report

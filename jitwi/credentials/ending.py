@@ -161,6 +161,8 @@ def _run_bounded(name: str, run: Callable[[], None], *, timeout: float) -> tuple
     try:
         call.start()
     except IssuanceError as exc:
+        if exc.reasons == ("no-thread",):  # the interpreter is shutting down: here or nowhere in this process
+            return (*_run_here(run), False)
         return describe_failure(exc), None, True
     while True:
         try:

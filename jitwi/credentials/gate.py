@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from jitwi.clock import Deadline, Instant
+    from jitwi.errors import JitwiError
     from jitwi.identity import Identity
     from jitwi.task import Entity, Permission, Task, TaskDigest
 
@@ -84,6 +85,10 @@ class Gate(Protocol):
             AccessDeniedError: Scope, limits or policy say no.
             AuditError: The line could not be written.
         """
+        ...
+
+    def refuse(self, error: JitwiError, action: str | Entity, resource: Entity) -> None:
+        """Record, and count as a refused use, what the handle itself refuses before the gate: a foreign origin, say."""
         ...
 
     def identity(self) -> Identity:

@@ -378,6 +378,10 @@ class GrantGate:
         """Check, count, decide and record one use; see `check_use`."""
         return check_use(self._grant, self._slot, action, resource, input)
 
+    def refuse(self, error: JitwiError, action: str | Entity, resource: Entity) -> None:
+        """Record, and count as a refused use, what the handle itself refuses before the gate."""
+        _refuse(self._grant, self._slot, action, resource, error, None)
+
     def identity(self) -> Identity:
         """Return the current identity of the task.
 

@@ -119,8 +119,8 @@ class Follower:
 
     def _run(self, name: str, target: Callable[..., None], *args: Any) -> None:
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def api(self, *, timeout: float) -> WorkloadApi | None:
         """Return the open channel, waiting for it at most `timeout` seconds."""
@@ -149,8 +149,8 @@ class Follower:
         if stream is not None:
             stream.cancel()
 
-    def stop(self, *, timeout: float) -> bool:
-        """End streams, channel and threads; returns whether all threads ended within `timeout` seconds each."""
+    def stop(self) -> None:
+        """End streams and channel, and tell the threads to end."""
         self._stop.set()
         self._opened.set()
         self._nudged.set()
@@ -158,10 +158,13 @@ class Follower:
             stream.cancel()
         if self._api is not None:
             self._api.close()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout)
-        return not any(thread.is_alive() for thread in self._threads if thread is not threading.current_thread())
+
+    def join(self, *, timeout: float) -> bool:
+        """Wait for the threads at most `timeout` seconds each; returns whether all have ended."""
+        others = [thread for thread in self._threads if thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(timeout)
+        return not any(thread.is_alive() for thread in others)
 
     def _post(self, heard: Heard) -> None:
         while not self._stop.is_set():

@@ -364,11 +364,12 @@ class WorkloadApiSource:
             self._changed.notify_all()
         follower, thread = self._follower, self._thread
         if follower is not None:
+            follower.stop()
             follower.wake()
-            if not follower.stop(timeout=CLOSE_SECONDS):
-                _log.warning("a thread of the identity source did not end within %s s", CLOSE_SECONDS)
         if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_SECONDS)
+        if follower is not None and not follower.join(timeout=CLOSE_SECONDS):
+            _log.warning("a thread of the identity source did not end within %s s", CLOSE_SECONDS)
         self._judge.end()
         self._jwts.clear()
 

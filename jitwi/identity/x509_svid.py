@@ -184,7 +184,7 @@ def verify_x509_svid(chain_der: Sequence[bytes], bundles: BundleSource | X509Bun
         raise refusal(f"the chain has more than {MAX_CHAIN} certificates", "too-many-certificates")
     if any(len(der) > MAX_CERTIFICATE_BYTES for der in chain_der):
         raise refusal(f"a certificate is larger than {MAX_CERTIFICATE_BYTES} bytes", "too-large")
-    # 2. A positive result may be reused for the same bytes, the current bundle's version, and a time within the chain's.
+    # 2. A positive result is reused for the same bytes, the current bundle's version, and a time within the chain's.
     digest = b"".join(hashlib.sha256(der).digest() for der in chain_der)
     named = _memory.name(digest)
     if named is not None:

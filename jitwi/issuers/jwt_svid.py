@@ -102,7 +102,7 @@ class BearerJwtSvid(CredentialHandle):
         Source:
             RFC 6750 §2.1, JWT-SVID §5.2.
         """
-        require_origin(url, self._origin)
+        require_origin(self._gate, url, self._origin, action, resource)
         return {names.HTTP_AUTHORIZATION: f"{names.SCHEME_BEARER} {self.reveal(action, resource, input)}"}
 
     def reveal(self, action: str | Entity, resource: Entity, input: Mapping[str, Any] | None = None) -> str:

@@ -16,6 +16,9 @@ from jitwi.tokens.proof import origin_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from jitwi.credentials import Gate
+    from jitwi.task import Entity
+
 __all__ = ["pinned_origin", "require_origin", "served_actions"]
 
 
@@ -49,12 +52,20 @@ def pinned_origin(audience: str, origin: str | None, *, allow_insecure_http: boo
     return found
 
 
-def require_origin(url: str, pinned: str) -> None:
-    """Require that `url` is of the pinned origin.
+def require_origin(gate: Gate, url: str, pinned: str, action: str | Entity, resource: Entity) -> None:
+    """Require that `url` is of the pinned origin; another one is a refused use, on record.
 
     Raises:
-        OutOfScopeError: It is another one, or no URL that can be told: nothing is made and nothing is counted.
+        OutOfScopeError: It is another one, or no URL that can be told: nothing is made.
     """
+    try:
+        _check_origin(url, pinned)
+    except OutOfScopeError as error:
+        gate.refuse(error, action, resource)
+        raise
+
+
+def _check_origin(url: str, pinned: str) -> None:
     try:
         found = origin_of(url)
     except ConfigurationError as exc:

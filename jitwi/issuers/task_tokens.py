@@ -106,7 +106,7 @@ class TaskToken(CredentialHandle):
         Source:
             RFC 9449 §7.1.
         """
-        require_origin(url, self._origin)
+        require_origin(self._gate, url, self._origin, action, resource)
         given, digest = _snapshot(input)
         use = self._gate.check(action, resource, input=given)
         key, token = self._current(use.at.wall)

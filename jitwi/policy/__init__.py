@@ -5,7 +5,7 @@ Holds the vocabulary of questions, the loading of policies, schema, entities and
 not hold grants or credentials, and never asks who is calling: an identity comes in as a value.
 """
 
-from jitwi.policy.context import bounded_json, task_json
+from jitwi.policy.context import NO_TASK, bounded_json, task_json
 from jitwi.policy.decision import ActionShape, Decision, DecisionPoint, Evidence, Facts, Question
 from jitwi.policy.entities import EntityRecord
 from jitwi.policy.folder import write_manifest
@@ -15,6 +15,7 @@ from jitwi.policy.store import PolicyEvent, PolicyStore
 from jitwi.policy.task_classes import TaskClass, TaskClasses
 
 __all__ = [
+    "NO_TASK",
     "ActionShape",
     "Decision",
     "DecisionPoint",

@@ -24,7 +24,7 @@ from jitwi.policy.schema import EntityRef, Primitive, RecordOf, SetOf, Type
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_KEYS", "ContextBuilder", "bounded_json", "mismatch", "task_json"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_KEYS", "NO_TASK", "ContextBuilder", "bounded_json", "mismatch", "task_json"]
 
 MAX_DEPTH = 16
 """Containers within each other, the outermost counted."""
@@ -175,7 +175,7 @@ class ContextBuilder:
         Raises:
             ContextError: A required fact is missing, or a fact is out of its bounds.
         """
-        if facts.evidence in _TASKLESS and not self._declares_evidence:
+        if facts.evidence in _TASKLESS and not self._declares_evidence and not _has_task(facts):
             raise ContextError(
                 "evidence without a task decides only actions that declare `evidence`", reasons=("evidence",)
             )
@@ -199,6 +199,14 @@ class ContextBuilder:
         return next(mismatch(facts.input, self._input[0], "input"), "")
 
 
+def _has_task(facts: Facts) -> bool:
+    """True if there is a declared task behind the evidence: a declared name is never empty."""
+    try:
+        return bool(json.loads(facts.task_json)["name"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
 def _required(key: str, part: Callable[[Facts], str | None]) -> Callable[[Facts], str | None]:
     def build(facts: Facts) -> str:
         text = part(facts)
@@ -217,6 +225,8 @@ def _record(key: str) -> Callable[[Facts], str | None]:
     return build
 
 
+NO_TASK = '{"name":"","ttl":0}'
+"""`Facts.task_json` where the evidence comes without a task."""
 _TASKLESS = frozenset({Evidence.MTLS, Evidence.JWT_SVID})
 _ALWAYS = frozenset({"task", "used", "now", "evidence"})
 _PARTS: dict[str, Callable[[Facts], str | None]] = {

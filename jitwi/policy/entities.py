@@ -208,19 +208,33 @@ def workload_record(principal: SpiffeId) -> Record:
     Args:
         principal: The ID.
     """
+    domain = {"type": TRUST_DOMAIN, "id": principal.trust_domain.name}
+    attributes = {"trust_domain": {"__entity": domain}, "path": principal.path}
+    return _flat(WORKLOAD, str(principal), attributes, _prefixes(principal), domain)
+
+
+def _path_record(principal: SpiffeId) -> Record:
+    """The path of a SPIFFE ID: in every shorter one, and in the trust domain."""
+    *shorter, whole = _prefixes(principal)
+    return _flat(PATH, whole, {}, shorter, {"type": TRUST_DOMAIN, "id": principal.trust_domain.name})
+
+
+def _prefixes(principal: SpiffeId) -> list[str]:
     name = principal.trust_domain.name
     segments = principal.path[1:].split("/") if principal.path else []
-    prefixes = [f"{name}/{'/'.join(segments[: end + 1])}" for end in range(len(segments))]
-    domain = {"type": TRUST_DOMAIN, "id": name}
+    return [f"{name}/{'/'.join(segments[: end + 1])}" for end in range(len(segments))]
+
+
+def _flat(kind: str, name: str, attributes: dict[str, Any], prefixes: list[str], domain: dict[str, str]) -> Record:
     # Every prefix is a direct parent: no chain of paths for the engine to close.
     record = {
-        "uid": {"type": WORKLOAD, "id": str(principal)},
-        "attrs": {"trust_domain": {"__entity": domain}, "path": principal.path},
+        "uid": {"type": kind, "id": name},
+        "attrs": attributes,
         "parents": [*({"type": PATH, "id": prefix} for prefix in reversed(prefixes)), domain],
     }
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    above = (*(_raw_entity(PATH, prefix) for prefix in reversed(prefixes)), _raw_entity(TRUST_DOMAIN, name))
-    return Record(_raw_entity(WORKLOAD, str(principal)), text, above, ())
+    above = (*(_raw_entity(PATH, prefix) for prefix in reversed(prefixes)), _raw_entity(TRUST_DOMAIN, domain["id"]))
+    return Record(_raw_entity(kind, name), text, above, ())
 
 
 def _raw_entity(kind: str, name: str) -> Entity:
@@ -231,14 +245,16 @@ def _raw_entity(kind: str, name: str) -> Entity:
     return entity
 
 
-def as_workload(uid: Entity) -> Record | None:
-    """Return the record of a `Jitwi::Workload`, or None for other types and for text that is no SPIFFE ID."""
-    if uid.type != WORKLOAD:
-        return None
+def own_record(uid: Entity) -> Record | None:
+    """Return the record of a `Jitwi::Workload` or `Jitwi::Path`, or None for other types and for misspelt ids."""
     try:
-        return workload_record(SpiffeId.parse(uid.id))
+        if uid.type == WORKLOAD:
+            return workload_record(SpiffeId.parse(uid.id).require_workload())
+        if uid.type == PATH:
+            return _path_record(SpiffeId.parse(f"spiffe://{uid.id}").require_workload())
     except InvalidSpiffeIdError:
         return None
+    return None
 
 
 class EntityStore:
@@ -268,7 +284,7 @@ class EntityStore:
     def has_facts(self, uid: Entity) -> bool:
         """True if an entity of this type is more than its uid."""
         kind = self._schema.entities.get(uid.type)
-        return kind is not None and kind.has_facts and uid.type not in {PATH, TRUST_DOMAIN}
+        return kind is not None and kind.has_facts
 
     def closure(
         self, roots: Iterable[Entity], more: Mapping[Entity, Record] | None = None
@@ -289,7 +305,7 @@ class EntityStore:
             uid = stack.pop()
             if uid in found or uid in missing:
                 continue
-            record = self._records.get(uid) or (more.get(uid) if more else None) or as_workload(uid)
+            record = self._records.get(uid) or (more.get(uid) if more else None) or own_record(uid)
             if record is None:
                 if self.has_facts(uid):
                     missing[uid] = None
@@ -408,7 +424,7 @@ def _add(record: Record, records: dict[Entity, Record]) -> None:
 
 def _require_described(record: Record, store: EntityStore) -> None:
     for other in record.refers:
-        if store.get(other) is None and store.has_facts(other) and as_workload(other) is None:
+        if store.get(other) is None and store.has_facts(other) and own_record(other) is None:
             raise RecordError(
                 f"`{record.uid}` refers to `{other}`, which nobody describes", remedy=f"add `{other}` to the file"
             )

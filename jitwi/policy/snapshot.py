@@ -400,7 +400,7 @@ class PolicySnapshot:
 
     def _named(self, answer: engine.Answer) -> tuple[str, ...]:
         annotated, ids = answer.annotated, self._ids
-        return tuple([annotated.get(each) or ids.get(each, each) for each in answer.determining])
+        return tuple(sorted([annotated.get(each) or ids.get(each, each) for each in answer.determining]))
 
     def _failed(self, answer: engine.Answer, asked: Asked, facts: Facts, digest: str, context: str) -> Decision:
         """A deny by errors, told in the reader's words."""

@@ -253,10 +253,8 @@ class _Depth:
         return len(self._ifs) - 1
 
     def feed(self, token: Token, before: Token | None) -> bool:
-        """Take one token; False once it is too deep."""
+        """Take one sign or `if`; False once it is too deep."""
         value = token.value
-        if token.kind == "text":
-            return True
         if value in OPENING:
             if value == "[" and before is not None and (before.kind in {"word", "text"} or before.value in CLOSING):
                 self._chains[-1] += 1
@@ -297,7 +295,7 @@ def scan_policies(text: str, path: str) -> list[PolicyText]:
     depth = _Depth()
     before: Token | None = None
     for token in tokens(text, path):
-        if not depth.feed(token, before):
+        if (token.kind == "sign" or token.value == "if") and not depth.feed(token, before):
             raise too_deep(path, lines.at(token.start))
         before = token
         statement.append(token)

@@ -6,8 +6,9 @@ Holds `jit`. Everything but the identity is the real thing: policies, grants, au
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from pathlib import Path
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from jitwi.jit import JIT
@@ -44,10 +45,12 @@ def jit(
         issuers: As for `JIT`.
         ca: The authority that signs its SVID; give a Guard's test the same one. None makes one.
         clock: As for `JIT`; a `FakeClock` moves time by hand.
-        state_dir: As for `JIT`; None makes a temporary folder.
+        state_dir: As for `JIT`; None makes a temporary folder that goes with the `JIT`.
         **settings: Further arguments of `JIT`. `identity=` brings a `FixedIdentity` of your own, to withdraw or rotate.
     """
     settings.setdefault("identity", FixedIdentity(as_, ca=ca, clock=clock))
+    folder = tempfile.mkdtemp(prefix="jw-jit-") if state_dir is None else state_dir
+    made = JIT(policies, issuers=issuers, clock=clock, state_dir=folder, **settings)
     if state_dir is None:
-        state_dir = Path(tempfile.mkdtemp(prefix="jw-jit-"))
-    return JIT(policies, issuers=issuers, clock=clock, state_dir=state_dir, **settings)
+        weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
+    return made

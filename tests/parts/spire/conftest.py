@@ -146,12 +146,14 @@ namespace Shop {{
   action refund appliesTo {{ principal: [Jitwi::Workload], resource: [Order],
                              context: {{ task: Jitwi::Task, input: {{ amount: Long }} }} }};
   action report, archive
-                appliesTo {{ principal: [Jitwi::Workload], resource: [Report], context: {{ task: Jitwi::Task }} }};
+                appliesTo {{ principal: [Jitwi::Workload], resource: [Report],
+                             context: {{ task: Jitwi::Task, evidence: String }} }};
 }}
 """
 CALLERS_POLICIES = """
-@id("caller.any") permit (principal, action in [Shop::Action::"read", Shop::Action::"report",
-                                                     Shop::Action::"archive"], resource);
+@id("caller.read") permit (principal, action == Shop::Action::"read", resource);
+@id("caller.report") permit (principal, action in [Shop::Action::"report", Shop::Action::"archive"], resource)
+when { context.evidence == "local" || context.evidence == "jwt-svid" };
 @id("caller.refund") permit (principal in Jitwi::Path::"example.test/refunds", action == Shop::Action::"refund",
                           resource)
 when { context.task.name == "refund-order" && context.input.amount > 0 && context.input.amount <= 1000 };

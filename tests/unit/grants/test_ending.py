@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 import jitwi
-from jitwi.audit.events import CredentialEnded, GrantEnded, GrantLeaked
+from jitwi.audit.events import CredentialEnded, GrantEnded, GrantLeaked, UseDenied
 from jitwi.errors import GrantEndedError, GrantRevokedError, OutOfScopeError
 from jitwi.grants import EndCause
 from jitwi.issuers import TaskTokens
@@ -63,6 +63,20 @@ def test_a_task_token_ends_by_construction_and_can_prove_nothing_afterwards(make
     with pytest.raises(GrantEndedError):
         token.headers("GET", URL, "read", shop.order)
     assert sink.of(CredentialEnded)[0].outcome == "by_construction"
+
+
+def test_a_foreign_origin_is_a_refused_use_on_record(make_jit, shop):
+    """What a handle refuses before the gate is recorded and counted like any refusal."""
+    jit, sink = make_jit(issuers={"api": TaskTokens(audience="https://orders.example.org")})
+    with jit.task("x", permissions={"read": shop.order}, ttl=shop.ttl) as grant:
+        token = grant.credential("api")
+        for _ in range(10):
+            with pytest.raises(OutOfScopeError):
+                token.headers("GET", "https://evil.example.org/orders/42", "read", shop.order)
+        assert [event.reason for event in sink.of(UseDenied)] == ["origin"] * 10
+        with pytest.raises(GrantRevokedError) as error:
+            grant.check("read", shop.order)
+    assert error.value.cause == "refused-uses"
 
 
 def test_revoke_is_idempotent_and_the_first_cause_stays(make_jit, shop):

@@ -7,9 +7,12 @@ import asyncio
 import copy
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
+from spiffe._proto import workload_pb2_grpc
 
 from jitwi.clock import SystemClock
 from jitwi.errors import (
@@ -24,7 +27,7 @@ from jitwi.identity import IdentityEventKind, SourceState, WorkloadApiSource, ve
 from jitwi.spiffe_id import TrustDomain
 from jitwi.testing.ca import TestCa
 from jitwi.testing.clock import FakeClock
-from jitwi.testing.workload_api import MALFORMED, FakeWorkloadApi
+from jitwi.testing.workload_api import MALFORMED, FakeWorkloadApi, _Servicer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -677,3 +680,22 @@ def test_health_is_a_record(source: WorkloadApiSource) -> None:
     assert (status.reason, status.grpc_code, status.refused, status.untrusted) == ("", "", 0, ())
     assert status.age is not None
     assert status.age < WIDE
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("[::1]", "[::1]")])
+def test_over_tcp(make_source: Callable[..., WorkloadApiSource], api: FakeWorkloadApi, host: str, shown: str) -> None:
+    """WE-3: `tcp://` with an IPv4 or IPv6 literal is followed like a Unix socket."""
+    server = grpc.server(ThreadPoolExecutor(8))
+    workload_pb2_grpc.add_SpiffeWorkloadAPIServicer_to_server(_Servicer(api), server)
+    try:
+        port = server.add_insecure_port(f"{host}:0")
+    except RuntimeError:
+        pytest.skip(f"this machine has no {host}")
+    server.start()
+    try:
+        source = make_source(f"tcp://{shown}:{port}")
+        source.start()
+        assert str(source.identity(timeout=WIDE).spiffe_id) == ID
+        source.close()
+    finally:
+        server.stop(grace=None).wait(WIDE)

@@ -96,6 +96,7 @@ class StubGate:
     task: Task = TASK
     permissions: tuple[Permission, ...] = TASK.permissions
     checks: list[Any] = attrs.field(factory=list)
+    refused: list[Any] = attrs.field(factory=list)
     refusal: Exception | None = None
     before_return: Any = None
     deadline: Deadline = attrs.field(default=Deadline(NOW + 120, 5000.0 + 120))
@@ -104,6 +105,10 @@ class StubGate:
     def task_digest(self) -> TaskDigest:
         """The digest."""
         return self.task.digest(txn=self.txn)
+
+    def refuse(self, error: Any, action: Any, resource: Entity) -> None:
+        """Keep what a handle refused itself."""
+        self.refused.append(error)
 
     def check(self, action: Any, resource: Entity, *, input: Any = None) -> Use:
         """Record, refuse or allow."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jitwi.errors import PolicyEvaluationError
-from jitwi.policy import ActionShape, Evidence, bounded_json, engine, task_json
+from jitwi.policy import NO_TASK, ActionShape, Evidence, bounded_json, engine, task_json
 from jitwi.policy.context import MAX_BYTES, MAX_DEPTH, MAX_KEYS
 from jitwi.spiffe_id import SpiffeId
 from jitwi.task import Entity
@@ -145,8 +145,9 @@ FAULTS = [
     ("refund", {"input": {"amount": 30}, "resource": Entity("Jitwi::Workload", "spiffe://example.org/a")}),
     ("refund", {"input": {"amount": 30}, "resource": "Shop::Order::42"}),
     ("refund", {"input": {"amount": 30}, "resource": None}),
-    ("refund", {"input": {"amount": 30}, "evidence": Evidence.MTLS}),
-    ("refund", {"input": {"amount": 30}, "evidence": Evidence.JWT_SVID}),
+    ("refund", {"input": {"amount": 30}, "evidence": Evidence.MTLS, "task_json": NO_TASK}),
+    ("refund", {"input": {"amount": 30}, "evidence": Evidence.JWT_SVID, "task_json": NO_TASK}),
+    ("refund", {"input": {"amount": 30}, "evidence": Evidence.JWT_SVID, "task_json": "{}"}),
     ("refund", {"input": {"amount": 30}, "principal": SpiffeId.parse("spiffe://example.org")}),
     ("refund", {"input": {"amount": 30}, "principal": SpiffeId.parse("spiffe://example.com/ns/prod/refunds")}),
     ("refund", {"input": {"amount": 30}, "principal": SpiffeId.parse("spiffe://example.org/ns/production")}),
@@ -244,15 +245,17 @@ def test_only_declared_keys_are_sent(shop) -> None:
 
 
 def test_evidence_without_a_task_needs_an_action_that_declares_it(shop) -> None:
-    """`mtls` and `jwt-svid` decide only actions whose context declares `evidence`."""
+    """`mtls` and `jwt-svid` without a task decide only actions that declare `evidence`; with a task they decide all."""
     snapshot = _with_watch(shop).load()
-    bare = {"task_json": '{"name":"","ttl":0}', "risk": 1, "posture": {"patched": True}}
+    seen = {"risk": 1, "posture": {"patched": True}}
     till = Entity("Shop::Till", "1")
     for evidence in Evidence:
         is_taskless = evidence in {Evidence.MTLS, Evidence.JWT_SVID}
-        assert shop.decide(snapshot, "watch", till, evidence=evidence, **bare).is_allowed
-        assert shop.decide(snapshot, "open", till, evidence=evidence).is_allowed is not is_taskless
-    assert shop.decide(snapshot, "open", till, evidence=Evidence.MTLS).reason == "evidence"
+        bare = {"evidence": evidence, "task_json": NO_TASK}
+        assert shop.decide(snapshot, "watch", till, **bare, **seen).is_allowed
+        assert shop.decide(snapshot, "open", till, **bare).is_allowed is not is_taskless
+        assert shop.decide(snapshot, "open", till, evidence=evidence).is_allowed
+    assert shop.decide(snapshot, "open", till, evidence=Evidence.MTLS, task_json=NO_TASK).reason == "evidence"
 
 
 def test_now_decides(shop) -> None:

@@ -219,6 +219,32 @@ def test_a_workload_as_resource_is_built_from_its_id(shop) -> None:
     assert ask(str(shop.caller)).reason == "no-permit"
 
 
+def test_paths_and_workloads_in_attributes_have_their_hierarchy(shop) -> None:
+    """An attribute may refer to a path or a workload; a misspelt one is unknown, not merely without ancestors."""
+    schema = """entity Desk = { of: Jitwi::Path, by?: Jitwi::Workload };
+    action read appliesTo { principal: [Jitwi::Workload], resource: [Desk], context: { task: Jitwi::Task } };"""
+    policies = """permit(principal, action == Action::"read", resource);
+    @id("prod") forbid(principal, action == Action::"read", resource)
+    when { resource.of in Jitwi::Path::"example.org/ns/prod" || resource.of in Jitwi::TrustDomain::"example.com" };"""
+
+    def ask(of, **more):
+        attrs = {"of": {"__entity": {"type": "Jitwi::Path", "id": of}}, **more}
+        entities = [{"uid": {"type": "Desk", "id": "d"}, "attrs": attrs, "parents": []}]
+        snapshot = shop.store(policies=policies, schema=schema, entities=json.dumps(entities)).load()
+        return shop.decide(snapshot, "read", Entity("Desk", "d"))
+
+    assert ask("example.org/ns/dev/x").is_allowed
+    assert ask("example.org/ns/prod/x").policy_ids == ("prod",)
+    assert ask("example.org/ns/prod").policy_ids == ("prod",)
+    assert ask("example.com/ns/dev").policy_ids == ("prod",)
+    for bad in ("spiffe://example.org/ns/prod", "example.org", "example.org/ns/prod/"):
+        with pytest.raises(InvalidPolicyError, match="nobody describes"):
+            ask(bad)
+    by = {"__entity": {"type": "Jitwi::Workload", "id": "spiffe://example.org"}}
+    with pytest.raises(InvalidPolicyError, match="nobody describes"):
+        ask("example.org/ns/dev", by=by)
+
+
 def test_the_longest_spiffe_id_is_a_principal(shop) -> None:
     """2048 bytes with a thousand segments build one entity, flat."""
     longest = SpiffeId.parse("spiffe://example.org/" + "a/" * 1_000 + "b" * 20)

@@ -9,8 +9,9 @@ from math import floor
 
 import attrs
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from jitwi.errors import EvidenceError, GrantExpiredError, IssuanceError
+from jitwi.errors import ConfigurationError, EvidenceError, GrantExpiredError, InvalidTaskError, IssuanceError
 from jitwi.identity import SvidKind, x509_svid
 from jitwi.spiffe_id import TrustDomain
 from jitwi.task import Entity, Permission, Task, Under
@@ -31,6 +32,7 @@ from jitwi.tokens import (
     WrongTypeError,
     errors,
 )
+from jitwi.tokens.jose import algorithm_of, is_signed_by
 
 NOW = 1_800_000_000.0
 ME = "spiffe://example.org/ns/prod/refunds"
@@ -637,3 +639,36 @@ def test_reprs_show_no_token(lab) -> None:
         assert minted.text[:40] not in shown
         assert minted.text[-40:] not in shown
         assert floor(NOW) == NOW
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"audience": ""}, {"audience": ["https://orders.example.org"]}, {"max_ttl": timedelta(0)}, {"cache_size": -1}],
+)
+def test_verifier_configuration(lab, arguments: dict) -> None:
+    """A verifier without an audience or with bounds that are none is refused."""
+    options = {"audience": lab.AUDIENCE} | arguments
+    with pytest.raises(ConfigurationError):
+        TaskTokenVerifier(options.pop("audience"), lab.bundles, **options)
+
+
+def test_unresolved_action_is_not_minted(lab) -> None:
+    """An action by name has no uid that a Guard could compare."""
+    with pytest.raises(InvalidTaskError):
+        lab.mint(permissions=(Permission("refund", lab.ORDER),))
+
+
+@pytest.mark.parametrize("bits", [1024, 2048])
+def test_rsa_leaf_size(lab, bits: int) -> None:
+    """RFC 7518 §3.3: RSA of 2048 bits or more; below, neither the chain nor the algorithm holds."""
+    key = rsa.generate_private_key(65537, bits)
+    assert algorithm_of(key.public_key()) == ("RS256" if bits == 2048 else None)
+    signature = lab.sign_raw(key, b"x", "RS256")
+    assert is_signed_by(key.public_key(), signature, b"x") is (bits == 2048)
+
+
+@pytest.mark.parametrize("key", [ed25519.Ed25519PrivateKey.generate().public_key(), object(), None])
+def test_keys_that_no_svid_has(key: object) -> None:
+    """A key of another kind has no algorithm here, and verifies nothing."""
+    assert algorithm_of(key) is None
+    assert not is_signed_by(key, bytes(64), b"x")
