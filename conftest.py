@@ -65,13 +65,12 @@ _docstrings = Sybil(
 )
 
 
-
-def _plain_failure(item: SybilItem, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
-    """Show the failure of an example as Python would: pytest's own filter finds no frame of a test in it and gives up."""
+def _plain_failure(_item: SybilItem, excinfo: pytest.ExceptionInfo[BaseException], _style: object = None) -> str:
+    """Show the failure of an example as Python would: pytest's own filter finds no frame of a test in it."""
     return "".join(traceback.format_exception(excinfo.value))
 
 
-SybilItem.repr_failure = _plain_failure
+SybilItem.repr_failure = _plain_failure  # type: ignore[assignment, method-assign, unused-ignore]
 
 pytest_collect_file = (_pages + _docstrings).pytest()
 
@@ -108,7 +107,8 @@ class _SpireWitness:
         if not REQUIRE_SPIRE:
             return
         config = session.config
-        chosen = any(getattr(config.option, name, None) for name in ("keyword", "markexpr", "lf", "collectonly"))
+        chosen = any(getattr(config.option, name, None) for name in ("keyword", "lf", "collectonly"))
+        chosen = chosen or config.option.markexpr not in ("", "not timing")
         whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
         if self.skipped:
             self.complaint = f"{self.skipped} tests on the real SPIRE were skipped although JITWI_REQUIRE_SPIRE=1"

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         return subprocess.call([python, "-m", "nox", *rest], cwd=ROOT, env=every_python())
     if args.no_spire:
         say("SPIRE IS LEFT OUT (--no-spire): the tests marked `spire` do not run")
-        return pytest(python, ["-m", "not spire", *rest], os.environ)
+        return pytest(python, ["-m", "not spire and not timing", *rest], os.environ)
     return test(python, rest)
 
 

@@ -25,7 +25,8 @@ def main() -> int:
     rounds, many, live, repeats = (3, 200, 200, 3) if given.quick else (given.rounds, given.many, 10_000, 15)
     missed = 0
     with World(many) as world:
-        print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {rounds} rounds\n")
+        machine = f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
+        print(f"{machine}, {rounds} rounds\n")
         rows = [row for group in (life, rooms, evidence) for row in group.ROWS if given.only in row.name]
         wanted = {"BASE_S"} | {row.case for row in rows} | {row.minus for row in rows}
         for row in rows:
@@ -36,9 +37,14 @@ def main() -> int:
         for row in rows:
             figure = ratio(row, times)
             missed += _print(row.name, f"{figure:.3g}x", figure, row.bar, f"{1e6 * times[row.case]:,.1f} us")
-        print(f"{'BASE_S: one bare decision of the engine with schema':<58}{'1x':>10}{'':>8}     {1e6 * times['BASE_S']:,.1f} us")
+        _print("BASE_S: one bare decision of the engine with schema", "1x", 1, None, f"{1e6 * times['BASE_S']:,.1f} us")
         if not given.only:
-            figures = [once.rotation(world, repeats), *once.imports(repeats), *once.live_grants(world, live)]
+            figures = [
+                once.rotation(world, repeats),
+                *once.after_a_pause(world, repeats),
+                *once.imports(repeats),
+                *once.live_grants(world, live),
+            ]
             for each in figures:
                 missed += _print(each.name, f"{each.value:.3g} {each.unit}", each.value, each.bar, "")
     return 1 if given.check and missed else 0

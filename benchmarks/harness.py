@@ -120,11 +120,10 @@ def measure(
     counted = [(case, calibrate(case, at_least=at_least, timer=timer)) for case in cases]
     taken: dict[str, list[float]] = {case.name: [] for case, _ in counted}
     was_on = gc.isenabled()
+    gc.disable()
     try:
         for _ in range(rounds):
-            gc.enable()
             gc.collect()
-            gc.disable()
             chance.shuffle(counted)
             for case, count in counted:
                 taken[case.name].append(sample(case, count, timer=timer) / count)

@@ -40,7 +40,7 @@ def cases(world: World) -> list[Case]:
     provided = world.make_jit("provided", world.store(10, with_provider=True))
     numbers = count()
     loop = asyncio.new_event_loop()
-    world._stack.callback(loop.close)  # noqa: SLF001 - one project
+    world.at_end(loop.close)
 
     async def cycles(number: int) -> None:
         for _ in range(number):
@@ -50,7 +50,7 @@ def cases(world: World) -> list[Case]:
     grant: jitwi.Grant = world.own(jit.task(NAME, permissions={"act0": BOX}, **TASK))
     async_block: Any = jit.task(NAME, permissions={"act0": BOX}, **TASK)
     async_grant: jitwi.AsyncGrant = loop.run_until_complete(async_block.__aenter__())
-    world._stack.callback(lambda: loop.run_until_complete(async_block.__aexit__(None, None, None)))  # noqa: SLF001
+    world.at_end(lambda: loop.run_until_complete(async_block.__aexit__(None, None, None)))
 
     async def uses(number: int) -> None:
         for _ in range(number):

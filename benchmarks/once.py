@@ -14,13 +14,12 @@ import sys
 import threading
 import time
 import tracemalloc
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import attrs
 
 import jitwi
-from benchmarks.world import NAME, TASK, WORKLOAD
+from benchmarks.world import BOX, NAME, TASK, WORKLOAD
 from jitwi.identity import IdentityEvent, IdentityEventKind, WorkloadApiSource
 from jitwi.testing.workload_api import FakeWorkloadApi
 
@@ -28,7 +27,13 @@ if TYPE_CHECKING:
     from benchmarks.world import World
 
 _WAIT = 20.0
-_IMPORTS = {"jitwi": "import jitwi", "both": "import cedarpy, attrs", "nothing": "pass", "front door": "from jitwi import JIT"}
+_PAUSE = 0.15
+_IMPORTS = {
+    "jitwi": "import jitwi",
+    "both": "import cedarpy, attrs",
+    "nothing": "pass",
+    "front door": "from jitwi import JIT",
+}
 
 
 @attrs.frozen
@@ -52,7 +57,7 @@ def follow(world: World) -> tuple[WorkloadApiSource, FakeWorkloadApi]:
     """Return a source that follows an agent of `jitwi.testing` over gRPC, and the agent."""
     api = world.own(FakeWorkloadApi(WORKLOAD))
     source = WorkloadApiSource(api.socket)
-    world._stack.callback(source.close)  # noqa: SLF001 - one project
+    world.at_end(source.close)
     source.start()
     source.identity(timeout=_WAIT)
     return source, api
@@ -99,29 +104,52 @@ def imports(rounds: int) -> list[Figure]:
     ]
 
 
+def after_a_pause(world: World, rounds: int) -> list[Figure]:
+    """One cycle and one use, each after a pause: caches of the processor are cold, and the audit looks at its file."""
+    jit = world.jit
+
+    def cycle() -> None:
+        with jit.task(NAME, permissions={"act0": BOX}, **TASK):
+            pass
+
+    figures = []
+    with jit.task(NAME, permissions={"act0": BOX}, **TASK) as grant:
+        for name, call in (("cycle", cycle), ("check at use", lambda: grant.check("act0", BOX))):
+            taken = []
+            for _ in range(rounds):
+                time.sleep(_PAUSE)
+                start = time.perf_counter()
+                call()
+                taken.append(time.perf_counter() - start)
+            figures.append(Figure(f"{name}, after a pause of {_PAUSE:g} s", 1e6 * statistics.median(taken), "us"))
+    return figures
+
+
 def live_grants(world: World, count: int) -> list[Figure]:
     """Memory and threads of `count` live grants, each with a resource of its own."""
     store = world.store(10)
     grants = world.make_jit("live", store)
 
-    def declare(number: int) -> jitwi.grants.TaskBlock:
-        return grants.task(f"{NAME}", permissions={"act0": jitwi.Entity("Bench::Box", "b0")}, **TASK)
+    def enter() -> jitwi.grants.TaskBlock:
+        block = grants.task(NAME, permissions={"act0": jitwi.Entity("Bench::Box", "b0")}, **TASK)
+        block.__enter__()
+        return block
 
-    with ExitStack() as stack:
-        for number in range(10):
-            stack.enter_context(declare(number))
-        threads = threading.active_count()
-        blocks = [declare(number) for number in range(count)]
-        blocks.clear()
-        gc.collect()
-        tracemalloc.start()
-        before, _ = tracemalloc.get_traced_memory()
-        for number in range(count):
-            stack.enter_context(declare(number))
-        gc.collect()
-        after, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        more = threading.active_count() - threads
+    blocks: list[jitwi.grants.TaskBlock | None] = [enter() for _ in range(10)]
+    threads = {thread.ident for thread in threading.enumerate()}
+    blocks += [None] * count
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for place in range(10, len(blocks)):
+        blocks[place] = enter()
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    more = sum(thread.ident not in threads for thread in threading.enumerate())
+    for block in blocks:
+        if block is not None:
+            block.__exit__(None, None, None)
     return [
         Figure(f"memory of a live grant, {count:,} at once", (after - before) / count / 1024, "KB", 1.5),
         Figure(f"threads that {count:,} live grants add", more, "", 0),

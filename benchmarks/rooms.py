@@ -50,13 +50,11 @@ def cases(world: World) -> list[Case]:
     }
     policies, schema = snapshot._policies, snapshot._schema  # noqa: SLF001 - the same
     log = AuditLog(world.folder / "line")
-    world._stack.callback(log.close)  # noqa: SLF001 - one project
+    world.at_end(log.close)
     grant: jitwi.Grant = world.own(world.jit.task(NAME, permissions={"act0": BOX}, **TASK))
     record = decision_record("use", decision, shape.action, BOX, Permission(shape.action, BOX))
     return [
-        Case(
-            "bare decision", each(lambda: cedarpy.is_authorized(request, policies, ready.handle, schema).allowed)
-        ),
+        Case("bare decision", each(lambda: cedarpy.is_authorized(request, policies, ready.handle, schema).allowed)),
         Case("decide", each(lambda: snapshot.decide(caller, shape, BOX, facts))),
         Case("audit line", each(lambda: log.record(UseAllowed(grant.subject, "", 1, record)))),
         Case("peek", each(_live_source(world).peek)),

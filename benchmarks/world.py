@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import cedarpy
 
@@ -25,7 +25,7 @@ from jitwi.testing import FixedIdentity, TestCa
 from jitwi.testing import jit as make_test_jit
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from jitwi.testing.guard import Caller
 
@@ -85,7 +85,9 @@ def base_s() -> Case:
         " context: { ttl: Long, task: String } };\n"
         for i in range(ACTIONS)
     )
-    text = f"entity Workload = {{ ns: String }};\nentity Bucket;\nentity Obj in [Bucket] = {{ owner: String }};\n{actions}"
+    text = (
+        f"entity Workload = {{ ns: String }};\nentity Bucket;\nentity Obj in [Bucket] = {{ owner: String }};\n{actions}"
+    )
     handle = cedarpy.Schema.from_str(text)
     policy = cedarpy.PolicySet.from_str(
         '@id("p0") permit(principal == Workload::"spiffe://example.org/ns/prod/sa/svc-0",'
@@ -128,7 +130,7 @@ class World:
         self.ca = TestCa("example.org")
         self.identity = FixedIdentity(WORKLOAD, ca=self.ca)
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,6 +139,10 @@ class World:
     def own(self, context: Any) -> Any:
         """Enter a context that the world leaves at its end."""
         return self._stack.enter_context(context)
+
+    def at_end(self, job: Callable[[], object]) -> None:
+        """Do something when the world closes, the latest first."""
+        self._stack.callback(job)
 
     def store(self, count: int, *, with_provider: bool = False) -> PolicyStore:
         """Return a store of `count` policies."""

@@ -50,7 +50,9 @@ def _code_in_backticks(_app: Sphinx, _what: str, _name: str, _obj: object, _opti
     lines[:] = _CODE.sub(r"``\1``\\ ", "\n".join(lines)).split("\n")
 
 
-def _documented_elsewhere(app: Sphinx, what: str, _name: str, obj: object, _skip: object, _options: object) -> bool | None:
+def _documented_elsewhere(
+    app: Sphinx, what: str, _name: str, obj: object, _skip: object, _options: object
+) -> bool | None:
     """Leave out what a room shows again from another room: it stands on that room's page."""
     room = app.env.temp_data.get("autodoc:module", "")
     home = getattr(obj, "__module__", room)

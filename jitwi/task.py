@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import Any
@@ -52,6 +52,7 @@ MAX_ENTITY_TYPE_BYTES = 256
 MAX_NAME_BYTES = 128
 MAX_PERMISSIONS = 64
 MAX_TEXT_BYTES = 1024
+MIN_TTL = timedelta(seconds=1)
 MAX_TTL = timedelta(hours=24)
 MAX_USES = 2**31 - 1
 
@@ -150,6 +151,9 @@ def _check_max_uses(what: str, value: object) -> None:
         raise InvalidTaskError(msg, reasons=("max-uses",))
 
 
+_SCOPES = (Entity, Under)  # a union would be made anew at each check
+
+
 @attrs.frozen
 class Permission:
     """One action on one resource, or on everything under an entity.
@@ -174,7 +178,7 @@ class Permission:
 
     @resource.validator
     def _check_resource(self, _: object, value: object) -> None:
-        if not isinstance(value, Entity | Under):
+        if not isinstance(value, _SCOPES):
             msg = f"a resource is an `Entity` or `under(...)`, not `{type(value).__name__}`"
             raise InvalidTaskError(msg, reasons=("type",), remedy='write `jitwi.Entity("Shop::Order", "42")`')
 
@@ -366,17 +370,46 @@ class Task:
         if not isinstance(value, timedelta):
             msg = f"`ttl` is a `timedelta`, not `{type(value).__name__}`"
             raise InvalidTaskError(msg, reasons=("ttl",), remedy="write `timedelta(minutes=2)`")
-        if value.microseconds or not timedelta(seconds=1) <= value <= MAX_TTL:
+        if value.microseconds or not MIN_TTL <= value <= MAX_TTL:
             msg = f"`ttl` must be whole seconds from 1 s to {MAX_TTL}, not {value}"
             raise InvalidTaskError(msg, reasons=("ttl",))
 
     def __attrs_post_init__(self) -> None:
         """Check the optional fields."""
         _check_max_uses("`max_uses`", self.max_uses)
-        for what in ("purpose", "owner", "on_behalf_of", "agent"):
-            value = getattr(self, what)
+        for what, value in (
+            ("`purpose`", self.purpose),
+            ("`owner`", self.owner),
+            ("`on_behalf_of`", self.on_behalf_of),
+            ("`agent`", self.agent),
+        ):
             if value is not None:
-                _check_text(f"`{what}`", value, limit=MAX_TEXT_BYTES)
+                _check_text(what, value, limit=MAX_TEXT_BYTES)
+
+    def with_actions(self, actions: Sequence[Entity]) -> Task:
+        """Return the same task with the action of each permission named by its uid.
+
+        Args:
+            actions: One for each permission, in the task's order.
+
+        Raises:
+            InvalidTaskError: Two permissions that were spelt differently are alike.
+        """
+        named = tuple(
+            [
+                permission
+                if permission.action is action
+                else Permission(action, permission.resource, permission.max_uses)
+                for permission, action in zip(self.permissions, actions, strict=True)
+            ]
+        )
+        task = object.__new__(Task)  # not `evolve`: every other field was checked when this task was made
+        for field in _FIELDS:
+            object.__setattr__(task, field, getattr(self, field))
+        object.__setattr__(task, "permissions", named)
+        if len(named) > 1:
+            task._check_permissions(None, named)
+        return task
 
     @property
     def ttl_seconds(self) -> int:
@@ -410,6 +443,9 @@ class Task:
         return TaskDigest(digest_of(self.facts(), tuple(hashes), txn=txn), tuple(hashes))
 
 
+_FIELDS = tuple(field.name for field in attrs.fields(Task))
+
+
 def digest_of(facts: Mapping[str, str | int], permission_hashes: tuple[str, ...], *, txn: str) -> str:
     """Return the digest of a task from its facts and permission hashes: what a Guard recomputes from a token.
 
@@ -440,8 +476,12 @@ def _permissions(given: Mapping[str, Any] | Iterable[Permission]) -> tuple[Permi
 
 def _of_mapping(given: Mapping[str, Any]) -> Iterator[Permission]:
     for action, resources in given.items():
-        if isinstance(resources, set | frozenset):
+        if isinstance(resources, _SETS):
             # An order that does not change from run to run; of too many any will do, they are refused.
             resources = sorted(islice(resources, MAX_PERMISSIONS + 1), key=str)  # noqa: PLW2901 - the same, in order
-        for resource in resources if isinstance(resources, list | tuple) else (resources,):
+        for resource in resources if isinstance(resources, _LISTS) else (resources,):
             yield Permission(action, resource)
+
+
+_SETS = (set, frozenset)
+_LISTS = (list, tuple)

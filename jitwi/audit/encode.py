@@ -149,7 +149,7 @@ class _Plan:
 
     def __init__(self, kind: type[Event]) -> None:
         self.names = tuple(field.name for field in attrs.fields(kind) if field.name != "subject")
-        self.head = b'"kind":' + _dump(kind.kind, _plain) + b',"subject":'
+        self.head = b'"kind":' + _dump(kind.kind, _plain) + b","
         getter: Callable[[Any], Any] = attrgetter(*self.names) if self.names else lambda _: ()
         self.get: Callable[[Any], tuple[Any, ...]] = getter if len(self.names) != 1 else lambda event: (getter(event),)
 
@@ -188,7 +188,7 @@ class Encoder:
         if plan is None:
             plan = self._plans[kind] = _Plan(kind)
         subject = event.subject
-        head = plan.head + (b"null" if subject is None else subject.encoded or self._subject(subject))
+        head = plan.head + (b'"subject":null' if subject is None else subject.encoded or self._subject(subject))
         if not plan.names:
             return head
         values = dict(zip(plan.names, plan.get(event)))  # noqa: B905 - one getter per name; the hot path
@@ -217,13 +217,14 @@ class Encoder:
         raw = _dump({name: getattr(subject, name) for name in _SUBJECT}, _plain)
         if len(raw) > MAX_BODY // 4:
             raw = _dump_carefully(_cut(json.loads(raw)))
-        subject.encoded = raw
-        return raw
+        # A concatenation, so that the buffer of the JSON library, of a whole page, is not kept for every live grant.
+        subject.encoded = encoded = b'"subject":' + raw
+        return encoded
 
     def _cut_down(self, event: Event, plan: _Plan, body: bytes) -> bytes:
         size = {"oversize": len(body), "sha256": hashlib.sha256(body).hexdigest()}
         members = json.loads(b"{" + body + b"}")
-        head = plan.head + _dump_carefully(members.pop("subject")) + b","
+        head = plan.head + b'"subject":' + _dump_carefully(members.pop("subject")) + b","
         cut = {**_cut({name: members[name] for name in plan.names}), **size}
         raw = head + _dump_carefully(cut)[1:-1]
         return raw if len(raw) <= MAX_BODY else head + _dump_carefully(size)[1:-1]

@@ -60,6 +60,7 @@ class TaskBlock(NoCopy):
 
     Args:
         runtime_of: Returns the rooms; starts them at the first call.
+        running: Returns the rooms if they run already, without waiting for anything.
         name: Name of the task class.
         declaration: The fields of `Task.declare`. `permissions` may be a callable for the decorator.
         parent: The grant that this is a child of.
@@ -83,6 +84,7 @@ class TaskBlock(NoCopy):
         "_raise_on_pending",
         "_runtime",
         "_runtime_of",
+        "_running",
         "_state",
         "_task",
     )
@@ -93,6 +95,7 @@ class TaskBlock(NoCopy):
         name: str,
         declaration: dict[str, Any],
         *,
+        running: Callable[[], Runtime | None],
         parent: Grant | None = None,
         raise_on_pending: bool = False,
     ) -> None:
@@ -102,11 +105,12 @@ class TaskBlock(NoCopy):
         self._grant_id = ""
         self._is_cancelled = False
         self._runtime_of = runtime_of
+        self._running = running
         self._name = name
-        self._declaration = declaration
+        self._declaration: dict[str, Any] | None = declaration
         self._parent = parent
         self._raise_on_pending = raise_on_pending
-        self._task = None if callable(declaration.get("permissions")) else self._declare(declaration)
+        self._task: Task | None = None if callable(declaration.get("permissions")) else self._declare(declaration)
 
     def _declare(self, declaration: dict[str, Any]) -> Task:
         if self._parent is not None:
@@ -139,9 +143,10 @@ class TaskBlock(NoCopy):
         if grant.runtime.pid != os.getpid():  # a forked child leaves the parent's block: nothing here is its own
             self._state = _State.EXITED
             return
-        ending = _ending.end_now(grant, _cause(exc_type), "" if exc_type is None else exc_type.__name__)
+        _ending.complete_now(grant, _cause(exc_type), "" if exc_type is None else exc_type.__name__)
         self._state = _State.EXITED
-        self._tell(ending, exc)
+        if grant.slots:
+            self._tell(grant.ending, exc)
 
     # -- asynchronous --------------------------------------------------------------------------------------------
 
@@ -153,9 +158,11 @@ class TaskBlock(NoCopy):
             JitwiError: As `open_grant` does; nothing is left then.
         """
         task = self._become_entered()
+        if self._needs_no_waiting():
+            return AsyncGrant(self._open_unless_cancelled(task))
         try:
             grant = await run_off_loop(lambda: self._open_unless_cancelled(task))
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or its frame is closed because its loop is gone
             self._cancel()
             raise
         return AsyncGrant(grant)
@@ -175,11 +182,18 @@ class TaskBlock(NoCopy):
         cause, detail = _cause(exc_type), "" if exc_type is None else exc_type.__name__
         if grant.slots or grant.children:
             _ending.stop(grant, cause)
-            ending = await run_off_loop(lambda: _ending.end_now(grant, cause, detail))
+            self._state = _State.EXITED  # over from here on, and its ending goes on, whatever becomes of this frame
+            if exc_type is not None and issubclass(exc_type, GeneratorExit):
+                return  # a frame that is being closed cannot wait
+            self._tell(await run_off_loop(lambda: _ending.end_now(grant, cause, detail)), exc)
         else:
-            ending = _ending.end_now(grant, cause, detail)
-        self._state = _State.EXITED
-        self._tell(ending, exc)
+            _ending.complete_now(grant, cause, detail)
+            self._state = _State.EXITED
+
+    def _needs_no_waiting(self) -> bool:
+        """True if all that opening needs is at hand: the rooms run, the identity is there, no provider is asked."""
+        runtime = self._running()
+        return runtime is not None and not runtime.policies.may_block and runtime.identity.peek() is not None
 
     def _open_unless_cancelled(self, task: Task) -> Grant:
         self._runtime = runtime = self._runtime_of()
@@ -211,7 +225,11 @@ class TaskBlock(NoCopy):
         Raises:
             ConfigurationError: It is a generator function: its frame outlives the call, so its task would end before
                 its first line runs.
+            StateError: The block was entered before.
         """
+        if self._declaration is None:
+            raise self._wrong_state()
+        declare = functools.partial(self._for_call, self._declaration)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             msg = f"`{function.__name__}` is a generator function, whose body runs after the call has returned"
             raise ConfigurationError(
@@ -225,7 +243,7 @@ class TaskBlock(NoCopy):
 
             @functools.wraps(function)
             async def run_async(*args: Any, **kwargs: Any) -> Any:
-                async with self._for_call(visible, args, kwargs) as grant:
+                async with declare(visible, args, kwargs) as grant:
                     return await function(*args, **kwargs, **({"grant": grant} if wants_grant else {}))
 
             wrapped: Any = run_async
@@ -233,15 +251,20 @@ class TaskBlock(NoCopy):
 
             @functools.wraps(function)
             def run(*args: Any, **kwargs: Any) -> Any:
-                with self._for_call(visible, args, kwargs) as grant:
+                with declare(visible, args, kwargs) as grant:
                     return function(*args, **kwargs, **({"grant": grant} if wants_grant else {}))
 
             wrapped = run
         wrapped.__signature__ = visible
         return cast("_F", wrapped)
 
-    def _for_call(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskBlock:
-        declaration = self._declaration
+    def _for_call(
+        self,
+        declaration: dict[str, Any],
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> TaskBlock:
         permissions = declaration.get("permissions")
         if callable(permissions):
             bound = signature.bind(*args, **kwargs)
@@ -251,6 +274,7 @@ class TaskBlock(NoCopy):
             self._runtime_of,
             self._name,
             declaration,
+            running=self._running,
             parent=self._parent,
             raise_on_pending=self._raise_on_pending,
         )
@@ -259,15 +283,20 @@ class TaskBlock(NoCopy):
 
     def _become_entered(self) -> Task:
         if self._state is not _State.NEW:
-            raise StateError(
-                _WRONG_STATE[self._state], reasons=(self._state.value,), remedy="call `jit.task(...)` for each block"
-            )
-        if self._task is None:
+            raise self._wrong_state()
+        task = self._task
+        if task is None:
             msg = "`permissions` is a callable, and a block has no arguments to give it"
             raise ConfigurationError(msg, remedy="use it as a decorator, or give a mapping")
         self._grant_id = os.urandom(16).hex()
         self._state = _State.ENTERED
-        return self._task
+        self._declaration = self._task = None  # from here on the grant has what was allowed
+        return task
+
+    def _wrong_state(self) -> StateError:
+        return StateError(
+            _WRONG_STATE[self._state], reasons=(self._state.value,), remedy="call `jit.task(...)` for each block"
+        )
 
     def _require_grant(self) -> Grant:
         if self._grant is None:
@@ -275,8 +304,8 @@ class TaskBlock(NoCopy):
             raise StateError(msg, reasons=("not-entered",))
         return self._grant
 
-    def _tell(self, ending: Ending, exc: BaseException | None) -> None:
-        if not ending.is_pending:
+    def _tell(self, ending: Ending | None, exc: BaseException | None) -> None:
+        if ending is None or not ending.is_pending:
             return
         pending = [c for c in ending.credentials if not c.outcome.is_over]
         what = ", ".join(f"{c.issuer}: {c.detail}" for c in pending)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jitwi.grants.grant import Grant
     from jitwi.grants.slot import Slot
 
-__all__ = ["Ending", "complete", "end_now", "end_slot", "ending_of", "stop"]
+__all__ = ["Ending", "complete", "complete_now", "end_now", "end_slot", "ending_of", "stop"]
 
 _log = logging.getLogger("jitwi")
 
@@ -88,12 +88,17 @@ def end_now(grant: Grant, cause: EndCause, detail: str = "") -> Ending:
     Returns:
         The ending as known then.
     """
+    complete_now(grant, cause, detail)
+    return ending_of(grant) or Ending(cause, as_datetime(grant.runtime.clock.now().wall))
+
+
+def complete_now(grant: Grant, cause: EndCause, detail: str = "") -> None:
+    """Do as `end_now` does, for a caller who does not ask how it went."""
     try:
         complete(grant, cause, detail)
     except BaseException:
         grant.runtime.watchdog.work(lambda: complete(grant, cause, detail))
         raise
-    return ending_of(grant) or Ending(cause, as_datetime(grant.runtime.clock.now().wall))
 
 
 def complete(grant: Grant, cause: EndCause, detail: str = "") -> None:
@@ -198,7 +203,7 @@ def _report(grant: Grant, slots: list[Slot], detail: str) -> None:
 
 def _call_back(grant: Grant) -> None:
     callback = grant.runtime.settings.on_ending
-    ending = ending_of(grant)
+    ending = None if callback is None else ending_of(grant)
     if callback is None or ending is None:
         return
     try:

@@ -47,11 +47,10 @@ class Grant(NoCopy):
 
     __slots__ = (
         "__weakref__",
+        "_children",
         "_digest",
-        "children",
         "declaration",
         "ended_at",
-        "ending_key",
         "finish_lock",
         "id",
         "identity",
@@ -91,10 +90,9 @@ class Grant(NoCopy):
         self.opened_at = opened_at
         self.ended_at: Instant | None = None
         self.parent = parent
-        self.children: list[Grant] = []
+        self._children: list[Grant] | None = None
         self.slots: dict[str, Slot] = {}
         self.seen_epoch = runtime.endings.epoch()
-        self.ending_key = f"grant:{grant_id}"
         self.lock = threading.Lock()
         self.finish_lock = threading.Lock()
         self.issue_lock: threading.RLock | None = None
@@ -115,6 +113,16 @@ class Grant(NoCopy):
     def workload(self) -> SpiffeId:
         """Who holds the grant."""
         return self.identity.spiffe_id
+
+    @property
+    def children(self) -> tuple[Grant, ...]:
+        """The grants below this one that are not over yet, oldest first."""
+        return tuple(self._children) if self._children else ()
+
+    @property
+    def ending_key(self) -> str:
+        """Under which public id an ending of this grant by another process is published."""
+        return f"grant:{self.id}"
 
     @property
     def task_digest(self) -> TaskDigest:
@@ -195,7 +203,7 @@ class Grant(NoCopy):
         """
         from jitwi.grants.block import TaskBlock
 
-        return TaskBlock(self.runtime_of, name, declaration, parent=self)
+        return TaskBlock(self.runtime_of, name, declaration, running=self.runtime_of, parent=self)
 
     def runtime_of(self) -> Runtime:
         """Return the runtime that a child of this grant belongs to."""
@@ -221,14 +229,16 @@ class Grant(NoCopy):
         with self.lock:
             if self.lease.state is not LeaseState.ACTIVE:
                 return False
-            self.children.append(child)
+            if self._children is None:
+                self._children = []
+            self._children.append(child)
             return True
 
     def forget(self, child: Grant) -> None:
         """Let a child go that is over."""
         with self.lock:
-            if child in self.children:
-                self.children.remove(child)
+            if self._children is not None and child in self._children:
+                self._children.remove(child)
 
     def __repr__(self) -> str:
         """Id, task and state."""

@@ -8,6 +8,8 @@ user's default executor cannot starve an ending.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,11 +44,27 @@ os.register_at_fork(after_in_child=_pool.forget)
 
 async def run_off_loop(job: Callable[[], _T]) -> _T:
     """Run `job` in a thread and wait for it; a cancellation is passed on at once, and the job still runs to its end."""
-    future = asyncio.get_running_loop().run_in_executor(_pool.get(), job)
-    future.add_done_callback(_retrieve)
-    return await asyncio.shield(future)
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[_T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            tell = functools.partial(_succeed, answer, job())
+        except BaseException as error:  # noqa: BLE001 - it is the caller's, on its own loop
+            tell = functools.partial(_fail, answer, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell)
+
+    _pool.get().submit(run)
+    return await answer
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
+def _succeed(answer: asyncio.Future[_T], result: _T) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()  # a caller that is cancelled in this moment does not look at it, and that is no event

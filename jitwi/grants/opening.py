@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import attrs
-
 from jitwi.audit.events import DecisionRecord, Subject, TaskOpened, TaskRefused
 from jitwi.clock import Deadline
 from jitwi.delegation import narrowed
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
     from jitwi.policy import ActionShape, PolicySnapshot
 
 __all__ = ["decide_all", "open_grant"]
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | None = None) -> Grant:
@@ -69,7 +69,7 @@ def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | N
             task, _ = narrowed(task, parent.declaration, is_under=_below(snapshot))
         now = runtime.clock.now()
         # 4 each permission that can be asked
-        task_json = json.dumps(task.facts(), separators=(",", ":"))
+        task_json = _encode(task.facts())
         decide_all(runtime, snapshot, identity, task, task_json, now, decisions)
         # 5 registered before it exists
         grant = _register(runtime, grant_id, task, task_json, identity, now, parent)
@@ -103,14 +103,7 @@ def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | N
 
 def _resolve(snapshot: PolicySnapshot, task: Task) -> Task:
     """Name every action by its uid."""
-    if all(isinstance(p.action, Entity) and snapshot.action(p.action) for p in task.permissions):
-        return task
-    return attrs.evolve(
-        task,
-        permissions=tuple(
-            [Permission(snapshot.action(p.action).action, p.resource, p.max_uses) for p in task.permissions]
-        ),
-    )
+    return task.with_actions([snapshot.action(permission.action).action for permission in task.permissions])
 
 
 def _below(snapshot: PolicySnapshot) -> Callable[[Entity, Entity], bool]:
@@ -154,7 +147,7 @@ def decide_all(
             continue
         decision = snapshot.decide(identity.spiffe_id, shape, resource, Facts(task_json, 0, now.wall, evidence))
         decisions.append(decision_record("open", decision, shape.action, resource, permission))
-        require_allowed(decision, f"task `{task.name}` with `{permission}`")
+        require_allowed(decision, "task `{}` with `{}`", task.name, permission)
 
 
 def _put_off(snapshot: PolicySnapshot, shape: ActionShape, permission: Permission, evidence: Evidence) -> str | None:

@@ -98,7 +98,7 @@ def check_use(
             facts = Facts(grant.task_json, number - 1, now.wall, evidence, given)
             decision = snapshot.decide(grant.identity.spiffe_id, shape, resource, facts)
             record = decision_record("use", decision, shape.action, resource, permission, given)
-            require_allowed(decision, f"`{shape.action}` on `{resource}`")
+            require_allowed(decision, "`{}` on `{}`", shape.action, resource)
         # 8 audit: the line is written before anything leaves
         lease_id = "" if slot is None else slot.lease_id
         runtime.audit.record(UseAllowed(grant.subject, lease_id, number, record))
@@ -185,13 +185,13 @@ def _match(
 
     -1 if there is none; the second value is False for one that only might, as this side does not know the resource.
     """
-    permissions = grant.declaration.permissions
+    permissions, action = grant.declaration.permissions, shape.action
     scopes: list[tuple[int, Under]] = []
     for index in range(len(permissions)) if indexes is None else indexes:
         permission = permissions[index]
-        if permission.action != shape.action:
+        if permission.action is not action and permission.action != action:  # mostly the same object
             continue
-        if permission.resource == resource:
+        if permission.resource is resource or permission.resource == resource:
             return index, True
         if isinstance(permission.resource, Under):
             scopes.append((index, permission.resource))
@@ -318,8 +318,13 @@ def _deferred_to_guard(
     )
 
 
-def require_allowed(decision: Decision, what: str) -> None:
+def require_allowed(decision: Decision, what: str, *about: object) -> None:
     """Require an allow.
+
+    Args:
+        decision: The answer.
+        what: What was asked, as a format; only a deny fills it in.
+        *about: The values of the format.
 
     Raises:
         AccessDeniedError: It is not one; says why.
@@ -329,7 +334,7 @@ def require_allowed(decision: Decision, what: str) -> None:
     by = f" by `{'`, `'.join(decision.policy_ids)}`" if decision.policy_ids else ""
     because = f": {decision.errors[0]}" if decision.errors else ""
     raise AccessDeniedError(
-        f"{what} is denied{by} ({decision.reason}){because}",
+        f"{what.format(*about)} is denied{by} ({decision.reason}){because}",
         reasons=(decision.reason,),
         policy_ids=decision.policy_ids,
     )

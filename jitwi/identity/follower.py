@@ -235,6 +235,6 @@ def _reason(exc: Exception) -> tuple[str, str]:
     from jitwi.identity.workload_api import CallFailedError
 
     if isinstance(exc, CallFailedError):
-        return exc.code, exc.details
+        return exc.grpc_code, exc.details
     _log.warning("following the Workload API failed: %s", type(exc).__name__)
     return "INTERNAL", type(exc).__name__

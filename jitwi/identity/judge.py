@@ -359,12 +359,14 @@ def fetch_jwt_svid(
     try:
         svids = api.jwt_svids(audience, str(spiffe_id), timeout=max(0.001, left()))
     except CallFailedError as exc:
-        if exc.code == _DENIED:
+        if exc.grpc_code == _DENIED:
             raise IdentityWithdrawnError(
                 f"the agent denies a JWT-SVID to `{spiffe_id}`: {exc.details}", reasons=("withdrawn",)
             ) from exc
         raise IdentityUnavailableError(
-            f"no JWT-SVID was received: {exc.details or exc.code}", reasons=("unavailable",), grpc_code=exc.code
+            f"no JWT-SVID was received: {exc.details or exc.grpc_code}",
+            reasons=("unavailable",),
+            grpc_code=exc.grpc_code,
         ) from exc
     raw = pick_jwt_svid(svids, str(spiffe_id), hint)
     before = bundles.jwt_bundle(spiffe_id.trust_domain)

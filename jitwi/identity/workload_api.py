@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from jitwi.errors import IdentityUnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -36,18 +38,14 @@ _OPTIONS = (
 _SHOWN = 200
 
 
-class CallFailedError(Exception):
-    """A call ended with a status; stays in this room.
+class CallFailedError(IdentityUnavailableError):
+    """A call ended with a gRPC status. The room turns it into what it means; it does not leave as it is.
 
     Attributes:
-        code: Name of the gRPC status, for example `PERMISSION_DENIED`.
         details: The agent's words, shortened and escaped.
     """
 
-    def __init__(self, code: str, details: str) -> None:
-        super().__init__(f"{code}: {details}")
-        self.code = code
-        self.details = details
+    details: str = ""
 
 
 @attrs.frozen(repr=False)
@@ -121,13 +119,17 @@ class Stream:
         self._call.cancel()
 
 
+def _failure(code: str, details: str) -> CallFailedError:
+    return CallFailedError(f"{code}: {details}", reasons=("grpc",), grpc_code=code, details=details)
+
+
 def _failed(exc: Any) -> CallFailedError:
     code, details = "UNKNOWN", ""
     if callable(getattr(exc, "code", None)):
         status = exc.code()
         code = getattr(status, "name", None) or "UNKNOWN"
         details = ascii(exc.details() or "")[1:-1][:_SHOWN]
-    return CallFailedError(code, details)
+    return _failure(code, details)
 
 
 class WorkloadApi:
@@ -162,7 +164,7 @@ class WorkloadApi:
         try:
             return Stream(method(request, metadata=_METADATA, timeout=timeout), convert, self._failure)
         except ValueError as exc:  # the channel was closed
-            raise CallFailedError("CANCELLED", "the channel is closed") from exc
+            raise _failure("CANCELLED", "the channel is closed") from exc
 
     def jwt_svids(self, audience: str, spiffe_id: str, *, timeout: float) -> tuple[RawJwtSvid, ...]:
         """Fetch JWT-SVIDs for one audience.
@@ -181,7 +183,7 @@ class WorkloadApi:
         except self._failure as exc:
             raise _failed(exc) from exc
         except ValueError as exc:
-            raise CallFailedError("CANCELLED", "the channel is closed") from exc
+            raise _failure("CANCELLED", "the channel is closed") from exc
         return tuple(RawJwtSvid(one.spiffe_id, one.svid, one.hint) for one in answer.svids)
 
     def probe(self, *, timeout: float) -> None:

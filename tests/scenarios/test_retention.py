@@ -225,7 +225,7 @@ async def in_async_generator(jit):
 
 
 def test_a_suspended_generator_gives_its_caller_no_ambient_task(jit):
-    """Nothing ambient: a task opened by the caller meanwhile is its own, and closing the generator ends the inner one."""
+    """A task opened by the caller meanwhile is its own, and closing the generator ends the inner one."""
     suspended = in_generator(jit)
     inner = next(suspended)
     with open_task(jit) as mine:
@@ -260,7 +260,7 @@ def test_an_abandoned_async_generator_ends_its_task(jit):
 
 @pytest.mark.parametrize("route", ["thread", "executor", "child", "context"])
 def test_a_scope_elsewhere_sees_no_current_task(jit, route):
-    """A thread, an executor, a child task or a copied context inside the block opens tasks of its own, never children."""
+    """A thread, executor, child task or copied context inside the block opens tasks of its own, never children."""
 
     def elsewhere():
         with open_task(jit) as grant:

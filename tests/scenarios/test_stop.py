@@ -17,7 +17,12 @@ PROGRAM = Path(__file__).parent / "programs" / "stopped.py"
 
 @pytest.mark.parametrize(
     ("how", "sent", "status"),
-    [("block", signal.SIGTERM, -signal.SIGTERM), ("own", signal.SIGTERM, 3), ("block", signal.SIGINT, None), ("exit", None, 0)],
+    [
+        ("block", signal.SIGTERM, -signal.SIGTERM),
+        ("own", signal.SIGTERM, 3),
+        ("block", signal.SIGINT, None),
+        ("exit", None, 0),
+    ],
 )
 def test_stopping_ends_the_tasks_and_the_process_dies_as_it_was_told_to(tmp_path, how, sent, status):
     """SIGTERM, a handler of one's own, Ctrl-C, or the interpreter's exit: nothing is left at the backend."""

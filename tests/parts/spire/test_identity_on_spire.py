@@ -86,13 +86,13 @@ def test_deleted_entry_ends_running_tasks(jitwi_spire, workload):
     assert program.refused("check", name="running", action="read", number=42)["error"] == "GrantRevokedError"
     refused = program.refused("open", name="new", permissions=[["read", 42]])
     assert refused["error"] == "IdentityWithdrawnError"
+    assert program.ask("leave", name="running")["credentials"] == {"orders": "by_construction"}
     trail = program.folder / "state" / "main" / "audit"
     changes = [line["change"] for line in read(trail) if line["kind"] == "identity.changed"]
     assert changes.count("withdrawn") == 1
     assert "rotated" not in changes[changes.index("withdrawn") :]
     (end,) = [line for line in read(trail) if line["kind"] == "grant.ended"]
     assert end["cause"] == "identity-withdrawn"
-    assert program.ask("leave", name="running")["credentials"] == {"orders": "by_construction"}
     verify(trail).require_intact()
     jitwi_spire.add_entry("/refunds/deleted", persona)
     began = boot()

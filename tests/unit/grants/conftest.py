@@ -21,7 +21,8 @@ namespace Shop {
   entity Folder in [Folder];
   action read   appliesTo { principal: [Jitwi::Workload], resource: [Order], context: { task: Jitwi::Task } };
   action list   appliesTo { principal: [Jitwi::Workload], resource: [Folder], context: { task: Jitwi::Task } };
-  action count  appliesTo { principal: [Jitwi::Workload], resource: [Order], context: { task: Jitwi::Task, used: Long } };
+  action count  appliesTo { principal: [Jitwi::Workload], resource: [Order],
+                            context: { task: Jitwi::Task, used: Long } };
   action cancel appliesTo { principal: [Jitwi::Workload], resource: [Order], context: { task: Jitwi::Task } };
   action refund appliesTo { principal: [Jitwi::Workload], resource: [Order],
                             context: { task: Jitwi::Task, input: { amount: Long } } };

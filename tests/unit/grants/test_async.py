@@ -159,13 +159,15 @@ def test_a_closed_loop_leaves_nothing_live(make_jit, shop, wait_for):
     jit, sink = make_jit()
 
     async def main():
+        inside = asyncio.Event()
+
         async def hold():
             async with jit.task("x", permissions={"read": shop.order}, ttl=shop.ttl):
+                inside.set()
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(hold())
-        while not jit.live_grants or not jit.live_grants[0].is_live:
-            await asyncio.sleep(0.01)
+        await inside.wait()
         return task
 
     asyncio.run(main())

@@ -172,7 +172,10 @@ def test_a_bearer_jwt_svid_needs_the_users_own_policy_and_ends_as_expires_at(mak
     ):
         grant.credential("raw")
     assert set(refused.value.wider) >= {"actions", "resources", "uses"}
-    from_user = 'permit (principal, action == Shop::Action::"read", resource); permit (principal, action == Jitwi::Action::"obtain", resource) when { context.credential.bearer };'
+    from_user = (
+        'permit (principal, action == Shop::Action::"read", resource);'
+        'permit (principal, action == Jitwi::Action::"obtain", resource) when { context.credential.bearer };'
+    )
     jit, _ = make_jit(policies=from_user, issuers=issuers)
     with jit.task("x", permissions={"read": shop.order}, ttl=timedelta(hours=1)) as grant:
         handle = grant.credential("raw")
@@ -214,7 +217,8 @@ def test_denied_obtain_is_an_access_decision_with_policy_ids(make_jit, backend, 
     """A forbid on `obtain` wins over everything."""
     policies = (
         'permit (principal, action == Shop::Action::"read", resource);'
-        '@id("no-bearer") forbid (principal, action == Jitwi::Action::"obtain", resource) when { context.credential.bearer };'
+        '@id("no-bearer") forbid (principal, action == Jitwi::Action::"obtain", resource)'
+        "when { context.credential.bearer };"
     )
     jit, _ = make_jit(
         policies=policies, issuers={"backend": BackendIssuer(backend.address, backend.admin_token, serves=["read"])}

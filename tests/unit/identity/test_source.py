@@ -558,7 +558,7 @@ def test_close(source: WorkloadApiSource) -> None:
     source.close()
     source.close()
     assert source.state is SourceState.CLOSED
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("jitwi-")]
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("jitwi-identity")]
     for use in (
         lambda: source.identity(timeout=1),
         lambda: source.jwt_svid("a"),
@@ -606,9 +606,9 @@ def test_close_from_a_subscriber(source: WorkloadApiSource, api: FakeWorkloadApi
 
 def test_start_is_idempotent(source: WorkloadApiSource) -> None:
     """Starting twice starts once."""
-    names = sorted(t.name for t in threading.enumerate() if t.name.startswith("jitwi-"))
+    names = sorted(t.name for t in threading.enumerate() if t.name.startswith("jitwi-identity"))
     source.start()
-    assert sorted(t.name for t in threading.enumerate() if t.name.startswith("jitwi-")) == names
+    assert sorted(t.name for t in threading.enumerate() if t.name.startswith("jitwi-identity")) == names
     assert len(names) <= 4
 
 

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from jitwi.errors import ConfigurationError, EvidenceError, GrantExpiredError, InvalidTaskError, IssuanceError
-from jitwi.identity import SvidKind, x509_svid
+from jitwi.identity import SvidKind
 from jitwi.spiffe_id import TrustDomain
 from jitwi.task import Entity, Permission, Task, Under
 from jitwi.tokens import (
@@ -558,10 +558,8 @@ def test_rotated_bundle_that_keeps_the_authority(lab) -> None:
     assert again.jti == first.jti
 
 
-def test_authority_ends_before_the_token(lab, monkeypatch) -> None:
-    """What the verifier remembers ends with the authority that it rests on."""
-    monkeypatch.setattr("jitwi.identity.x509_svid._memory", type(x509_svid._memory)())
-    monkeypatch.setattr("jitwi.identity.x509_svid.MAX_CACHED", 0)  # only the memory of this room is looked at
+def test_authority_ends_before_the_token(lab) -> None:
+    """What is remembered ends with the authority that it rests on."""
     ca = lab.Authority("example.org", days=10 / 86400)
     verifier = TaskTokenVerifier(lab.AUDIENCE, lab.Bundles(ca))
     token = lab.mint(identity=ca.identity())
