@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +64,12 @@ _docstrings = Sybil(
 )
 
 
-def _plain_failure(_item: SybilItem, excinfo: pytest.ExceptionInfo[BaseException], _style: object = None) -> str:
-    """Show the failure of an example as Python would: pytest's own filter finds no frame of a test in it."""
-    return "".join(traceback.format_exception(excinfo.value))
+def _whole_traceback(_item: SybilItem, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
+    """Show the failure of an example whole: sybil's own filter gives up on a cause that was raised elsewhere."""
+    return excinfo.traceback
 
 
-SybilItem.repr_failure = _plain_failure  # type: ignore[assignment, method-assign, unused-ignore]
+SybilItem._traceback_filter = _whole_traceback  # type: ignore[assignment, method-assign, unused-ignore]  # noqa: SLF001 - its only hook
 
 pytest_collect_file = (_pages + _docstrings).pytest()
 

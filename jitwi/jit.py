@@ -193,9 +193,7 @@ class JIT:
             "on_behalf_of": on_behalf_of,
             "agent": agent,
         }
-        return TaskBlock(
-            self._runtime, name, declaration, running=self._running_here, raise_on_pending=raise_on_pending
-        )
+        return TaskBlock(self._runtime, name, declaration, raise_on_pending=raise_on_pending)
 
     def start(self) -> Self:
         """Start now what the first task would start: load the policies, follow the Workload API, open the audit chain.
@@ -260,14 +258,10 @@ class JIT:
         state = "closed" if self._is_closed else "idle" if self._running is None else "running"
         return f"<JIT {state}, {len(self._issuers)} issuer(s), {len(self.live_grants)} live grant(s)>"
 
-    def _running_here(self) -> Runtime | None:
-        running = self._running
-        return running.runtime if running is not None and running.runtime.pid == os.getpid() else None
-
     def _runtime(self) -> Runtime:
-        runtime = self._running_here()
-        if runtime is not None:
-            return runtime
+        running = self._running
+        if running is not None and running.runtime.pid == os.getpid():
+            return running.runtime
         with self._lock:
             if self._is_closed:
                 msg = "this `JIT` is closed"

@@ -60,7 +60,6 @@ class TaskBlock(NoCopy):
 
     Args:
         runtime_of: Returns the rooms; starts them at the first call.
-        running: Returns the rooms if they run already, without waiting for anything.
         name: Name of the task class.
         declaration: The fields of `Task.declare`. `permissions` may be a callable for the decorator.
         parent: The grant that this is a child of.
@@ -84,7 +83,6 @@ class TaskBlock(NoCopy):
         "_raise_on_pending",
         "_runtime",
         "_runtime_of",
-        "_running",
         "_state",
         "_task",
     )
@@ -95,7 +93,6 @@ class TaskBlock(NoCopy):
         name: str,
         declaration: dict[str, Any],
         *,
-        running: Callable[[], Runtime | None],
         parent: Grant | None = None,
         raise_on_pending: bool = False,
     ) -> None:
@@ -105,7 +102,6 @@ class TaskBlock(NoCopy):
         self._grant_id = ""
         self._is_cancelled = False
         self._runtime_of = runtime_of
-        self._running = running
         self._name = name
         self._declaration: dict[str, Any] | None = declaration
         self._parent = parent
@@ -158,8 +154,6 @@ class TaskBlock(NoCopy):
             JitwiError: As `open_grant` does; nothing is left then.
         """
         task = self._become_entered()
-        if self._needs_no_waiting():
-            return AsyncGrant(self._open_unless_cancelled(task))
         try:
             grant = await run_off_loop(lambda: self._open_unless_cancelled(task))
         except BaseException:  # cancelled, or its frame is closed because its loop is gone
@@ -189,11 +183,6 @@ class TaskBlock(NoCopy):
         else:
             _ending.complete_now(grant, cause, detail)
             self._state = _State.EXITED
-
-    def _needs_no_waiting(self) -> bool:
-        """True if all that opening needs is at hand: the rooms run, the identity is there, no provider is asked."""
-        runtime = self._running()
-        return runtime is not None and not runtime.policies.may_block and runtime.identity.peek() is not None
 
     def _open_unless_cancelled(self, task: Task) -> Grant:
         self._runtime = runtime = self._runtime_of()
@@ -274,7 +263,6 @@ class TaskBlock(NoCopy):
             self._runtime_of,
             self._name,
             declaration,
-            running=self._running,
             parent=self._parent,
             raise_on_pending=self._raise_on_pending,
         )

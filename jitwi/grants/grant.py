@@ -203,7 +203,7 @@ class Grant(NoCopy):
         """
         from jitwi.grants.block import TaskBlock
 
-        return TaskBlock(self.runtime_of, name, declaration, running=self.runtime_of, parent=self)
+        return TaskBlock(self.runtime_of, name, declaration, parent=self)
 
     def runtime_of(self) -> Runtime:
         """Return the runtime that a child of this grant belongs to."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from jitwi.jit import JIT
@@ -45,12 +44,18 @@ def jit(
         issuers: As for `JIT`.
         ca: The authority that signs its SVID; give a Guard's test the same one. None makes one.
         clock: As for `JIT`; a `FakeClock` moves time by hand.
-        state_dir: As for `JIT`; None makes a temporary folder that goes with the `JIT`.
+        state_dir: As for `JIT`; None makes a temporary folder that `close()` removes.
         **settings: Further arguments of `JIT`. `identity=` brings a `FixedIdentity` of your own, to withdraw or rotate.
     """
     settings.setdefault("identity", FixedIdentity(as_, ca=ca, clock=clock))
     folder = tempfile.mkdtemp(prefix="jw-jit-") if state_dir is None else state_dir
-    made = JIT(policies, issuers=issuers, clock=clock, state_dir=folder, **settings)
-    if state_dir is None:
-        weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
-    return made
+    kind = JIT if state_dir is not None else _TemporaryJit
+    return kind(policies, issuers=issuers, clock=clock, state_dir=folder, **settings)
+
+
+class _TemporaryJit(JIT):
+    """Takes its folder along when it is closed."""
+
+    def close(self) -> None:
+        super().close()
+        shutil.rmtree(str(self._state_dir), ignore_errors=True)
