@@ -98,7 +98,7 @@ def wheel(session: nox.Session) -> None:
     shutil.copytree(ROOT / "tests", elsewhere / "tests")
     shutil.copy(ROOT / "pyproject.toml", elsewhere)
     session.chdir(elsewhere)
-    wanted = session.posargs or ["tests/unit", "tests/test_public_api.py"]
+    wanted = session.posargs or ["tests/unit", "tests/test_public_api.py", "--ignore=tests/unit/benchmarks"]
     session.run("pytest", "-o", "pythonpath=", "-m", "not spire and not timing and not slow", *wanted)
 
 

@@ -31,7 +31,8 @@ def main() -> int:
         wanted = {"BASE_S"} | {row.case for row in rows} | {row.minus for row in rows}
         for row in rows:
             wanted |= {row.against} if isinstance(row.against, str) else set(row.against)
-        cases = [base_s(), *life.cases(world), *rooms.cases(world), *evidence.cases(world)]
+        base = base_s()
+        cases = [base, *life.cases(world), *rooms.cases(world), *evidence.cases(world)]
         times = measure([case for case in cases if case.name in wanted], rounds=rounds)
         print(f"{'ratio of one run':<58}{'figure':>10}{'bar':>8}     order of size")
         for row in rows:
@@ -41,7 +42,7 @@ def main() -> int:
         if not given.only:
             figures = [
                 once.rotation(world, repeats),
-                *once.after_a_pause(world, repeats),
+                *once.after_a_pause(world, base, repeats),
                 *once.imports(repeats),
                 *once.live_grants(world, live),
             ]

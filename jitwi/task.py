@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -404,8 +405,8 @@ class Task:
             ]
         )
         task = object.__new__(Task)  # not `evolve`: every other field was checked when this task was made
-        for field in _FIELDS:
-            object.__setattr__(task, field, getattr(self, field))
+        for field, value in zip(_FIELDS, _values_of(self), strict=True):
+            object.__setattr__(task, field, value)
         object.__setattr__(task, "permissions", named)
         if len(named) > 1:
             task._check_permissions(None, named)
@@ -444,6 +445,7 @@ class Task:
 
 
 _FIELDS = tuple(field.name for field in attrs.fields(Task))
+_values_of = attrgetter(*_FIELDS)
 
 
 def digest_of(facts: Mapping[str, str | int], permission_hashes: tuple[str, ...], *, txn: str) -> str:

@@ -16,6 +16,7 @@ import attrs
 from jitwi.audit.events import CredentialEnded, GrantEnded
 from jitwi.clock import as_datetime
 from jitwi.credentials import CredentialEnding, Outcome, end_lease
+from jitwi.credentials.bounded import describe_failure
 from jitwi.errors import JitwiError
 from jitwi.grants.lease import EndCause, LeaseState
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from jitwi.grants.grant import Grant
     from jitwi.grants.slot import Slot
 
-__all__ = ["Ending", "complete", "complete_now", "end_now", "end_slot", "ending_of", "stop"]
+__all__ = ["Ending", "complete", "complete_now", "destroy", "end_now", "end_slot", "ending_of", "stop"]
 
 _log = logging.getLogger("jitwi")
 
@@ -73,8 +74,12 @@ def _not_yet(slot: Slot) -> CredentialEnding:
 
 def stop(grant: Grant, cause: EndCause) -> None:
     """Make a grant and everything below it dead at once; the rest of the ending is done in the background."""
-    if _stop(grant, cause):
-        grant.runtime.watchdog.work(lambda: complete(grant, cause))
+    is_first = True
+    try:
+        is_first = _stop(grant, cause)
+    finally:
+        if is_first:
+            grant.runtime.watchdog.work(lambda: complete(grant, cause))
 
 
 def end_now(grant: Grant, cause: EndCause, detail: str = "") -> Ending:
@@ -112,12 +117,38 @@ def _stop(grant: Grant, cause: EndCause) -> bool:
         if grant.ended_at is None:
             grant.ended_at = grant.runtime.clock.now()
         first = grant.lease.begin_end(cause)
+    interrupt: BaseException | None = None
     for child in reversed(grant.children):
-        _stop(child, EndCause.PARENT_ENDED)
+        try:
+            _stop(child, EndCause.PARENT_ENDED)
+        except BaseException as error:  # noqa: BLE001 - passed on once everything is dead
+            interrupt = error
     for slot in list(grant.slots.values()):
-        if slot.handle is not None:
-            slot.handle.destroy()
+        try:
+            destroy(slot)
+        except BaseException as error:  # noqa: BLE001 - the same
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
     return first
+
+
+def destroy(slot: Slot) -> None:
+    """Drop what lives in this process; a handle that fails in it stops nothing else."""
+    if slot.handle is None:
+        return
+    try:
+        slot.handle.destroy()
+    except Exception as error:  # noqa: BLE001 - somebody else's code
+        _log.error("handle of %s was not destroyed: %s", slot.lease_id, describe_failure(error))
+
+
+def _is_destroyed(slot: Slot) -> bool:
+    try:
+        return slot.handle is None or slot.handle.is_destroyed
+    except Exception as error:  # noqa: BLE001 - somebody else's code
+        _log.error("handle of %s does not answer: %s", slot.lease_id, describe_failure(error))
+        return False
 
 
 def _finish(grant: Grant, detail: str = "") -> None:
@@ -145,35 +176,42 @@ def _publish(grant: Grant, slot: Slot) -> None:
     """Tell the Guards of this host; those that do not see it miss the proof instead, as the key is gone."""
     if slot.handle is None:
         return
-    for key in slot.handle.public_ids:
-        try:
+    try:
+        for key in slot.handle.public_ids:
             grant.runtime.endings.publish(key, expires_at=slot.ref.expires_at)
-        except JitwiError as error:
-            _log.warning("ending of %s was not published: %s", slot.lease_id, error)
+    except Exception as error:  # noqa: BLE001 - somebody else's code
+        _log.warning("ending of %s was not published: %s", slot.lease_id, describe_failure(error))
 
 
 def end_slot(grant: Grant, slot: Slot) -> None:
     """End one credential, prove it, and write down how it went; what is pending is tried again later."""
-    runtime = grant.runtime
-    now = runtime.clock.now()
-    slot.ending = end_lease(
+    now = grant.runtime.clock.now().wall
+    if not _is_destroyed(slot):
+        destroy(slot)
+    end_lease(
         slot.issuer,
         slot.plan,
         slot.ref,
-        now=now.wall,
-        timeout=runtime.settings.end_timeout,
-        key_destroyed=slot.handle is None or slot.handle.is_destroyed,
+        now=now,
+        timeout=grant.runtime.settings.end_timeout,
+        key_destroyed=_is_destroyed(slot),
+        record=lambda ended: _note(grant, slot, ended, now),
     )
-    pending = slot.ending.outcome is Outcome.PENDING
+
+
+def _note(grant: Grant, slot: Slot, ended: CredentialEnding, now: float) -> None:
+    """Write down how one credential ended; done before an interrupt that came meanwhile goes on."""
+    runtime = grant.runtime
+    slot.ending = ended
+    pending = ended.outcome is Outcome.PENDING
     if slot.plan.has_outside_effects:
         try:
             if pending:
-                runtime.journal.ending(slot.lease_id, detail=slot.ending.detail, next_attempt_at=now.wall)
+                runtime.journal.ending(slot.lease_id, detail=ended.detail, next_attempt_at=now)
             else:
-                runtime.journal.ended(slot.lease_id, outcome=slot.ending.outcome.value)
+                runtime.journal.ended(slot.lease_id, outcome=ended.outcome.value)
         except JitwiError as error:
             _log.error("journal: %s", error)
-    ended = slot.ending
     runtime.audit.record_loss(
         CredentialEnded(
             grant.subject,

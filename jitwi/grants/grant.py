@@ -57,7 +57,6 @@ class Grant(NoCopy):
         "issue_lock",
         "lease",
         "lock",
-        "opened_at",
         "parent",
         "runtime",
         "seen_epoch",
@@ -77,7 +76,6 @@ class Grant(NoCopy):
         task_json: str,
         identity: Identity,
         deadline: Deadline,
-        opened_at: Instant,
         parent: Grant | None,
     ) -> None:
         self.runtime = runtime
@@ -87,7 +85,6 @@ class Grant(NoCopy):
         self.task_json = task_json
         self.identity = identity
         self.lease = Lease(deadline, task.max_uses, tuple([p.max_uses for p in task.permissions]))
-        self.opened_at = opened_at
         self.ended_at: Instant | None = None
         self.parent = parent
         self._children: list[Grant] | None = None

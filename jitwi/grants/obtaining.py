@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from jitwi.audit.events import CredentialIntended, CredentialIssued, CredentialRefused, DecisionRecord
 from jitwi.clock import Deadline
 from jitwi.credentials import Issued, LeaseRef, Order, call_bounded
+from jitwi.credentials.bounded import describe_failure
 from jitwi.credentials.plan import Plan, Wider
 from jitwi.errors import ConfigurationError, IssuanceError, JitwiError, OutOfScopeError, ScopeTooWideError
 from jitwi.grants import ending as _ending
@@ -116,12 +117,22 @@ def _make(grant: Grant, name: str, issuer: Issuer) -> CredentialHandle:
             runtime.journal.intend(_journal_record(grant, slot))
             runtime.journal.heartbeat(runtime.owner, now=now.wall)
         # 7 issue
-        issued = _call(grant, name, issuer, lambda: issuer.issue(order, plan), late=lambda late: _undo_late(slot, late))
+        issued = _call(
+            grant, name, issuer, lambda: issuer.issue(order, plan), late=lambda late: _undo_late(grant, slot, late)
+        )
         _adopt(grant, slot, issued)
-        # 8 it may have ended meanwhile: then this credential ends too
+        # 8 its handle, made without a lock: it is somebody else's code
+        handle = _call(
+            grant,
+            name,
+            issuer,
+            lambda: issuer.handle(order, plan, issued, GrantGate(grant, slot)),
+            late=lambda late: late.destroy(),
+        )
+        # 9 it may have ended meanwhile: then this credential ends too
         with grant.lock:
+            slot.handle = handle
             grant.lease.require_live(runtime.clock.now())
-            handle = slot.handle = issuer.handle(order, plan, issued, GrantGate(grant, slot))
     except BaseException as error:
         _undo(grant, slot, error)
         raise
@@ -170,9 +181,14 @@ def _order(grant: Grant, name: str, permissions: tuple[Permission, ...], identit
 def _call(
     grant: Grant, name: str, issuer: Issuer, job: Callable[[], _T], *, late: Callable[[_T], object] | None = None
 ) -> _T:
-    if issuer.is_local:
+    if not issuer.is_local:
+        return call_bounded(name, job, timeout=grant.runtime.settings.issuer_timeout, on_late=late)
+    try:
         return job()
-    return call_bounded(name, job, timeout=grant.runtime.settings.issuer_timeout, on_late=late)
+    except JitwiError:
+        raise
+    except Exception as exc:
+        raise IssuanceError(f"issuer `{name}` failed: {describe_failure(exc)}", reasons=("issuer-raised",)) from exc
 
 
 def _check_plan(order: Order, plan: Plan, snapshot: PolicySnapshot, permissions: tuple[Permission, ...]) -> None:
@@ -270,8 +286,7 @@ def _undo(grant: Grant, slot: Slot, error: BaseException) -> None:
     code = error.code if isinstance(error, JitwiError) else type(error).__name__
     detail = error.message if isinstance(error, JitwiError) else ""
     runtime.audit.record_loss(CredentialRefused(grant.subject, slot.lease_id, slot.name, code, detail))
-    if slot.handle is not None:
-        slot.handle.destroy()
+    _ending.destroy(slot)
     if not isinstance(error, Exception):
         runtime.watchdog.owe(grant, slot)
         return
@@ -279,8 +294,8 @@ def _undo(grant: Grant, slot: Slot, error: BaseException) -> None:
         _ending.end_slot(grant, slot)
 
 
-def _undo_late(slot: Slot, issued: Issued) -> None:
-    """An answer came after the deadline: keep its secret, so that the ending can be tried."""
+def _undo_late(grant: Grant, slot: Slot, issued: Issued) -> None:
+    """An answer came after the deadline: end it once more, whatever was proven before it came."""
     if slot.ref.secret is None and issued.secret is not None:
         slot.ref = LeaseRef(
             slot.lease_id,
@@ -290,3 +305,5 @@ def _undo_late(slot: Slot, issued: Issued) -> None:
             issued.expires_at,
             issued.secret,
         )
+    with grant.finish_lock:
+        _ending.end_slot(grant, slot)

@@ -183,7 +183,6 @@ def _register(
         task_json=task_json,
         identity=identity,
         deadline=deadline,
-        opened_at=now,
         parent=parent,
     )
     runtime.registry.add(grant)

@@ -20,6 +20,7 @@ import attrs
 
 from jitwi.audit.events import GrantLeaked
 from jitwi.credentials import Outcome
+from jitwi.credentials.bounded import describe_failure
 from jitwi.errors import JitwiError
 from jitwi.grants import ending as _ending
 from jitwi.grants.lease import EndCause
@@ -40,7 +41,8 @@ _TICK = 0.25
 _HEARTBEAT = 5.0
 _CLOCK_STEP = 1.0
 _FIRST_RETRY = 1.0
-_LAST_RETRY = 60.0
+_LAST_RETRY = 5.0
+"""Small on purpose: a backend that is back gets its endings within ten seconds."""
 _WORKERS = 4
 
 
@@ -61,13 +63,25 @@ class _Repeated:
 class Watchdog:
     """Deadlines, leaks and owed endings of one process. No thread before `start()`."""
 
-    __slots__ = ("_heap", "_inbox", "_lock", "_owed", "_pool", "_repeated", "_runtime", "_stopping", "_thread")
+    __slots__ = (
+        "_failed",
+        "_heap",
+        "_inbox",
+        "_lock",
+        "_owed",
+        "_pool",
+        "_repeated",
+        "_runtime",
+        "_stopping",
+        "_thread",
+    )
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._owed: list[tuple[float, float, Grant, Slot]] = []
+        self._failed: list[tuple[float, Callable[[], object]]] = []
         self._runtime: Runtime | None = None
         self._thread: threading.Thread | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -122,14 +136,17 @@ class Watchdog:
     def _now(self) -> float:
         return self._runtime.clock.now().boot if self._runtime is not None else 0.0
 
-    def work(self, job: Callable[[], object]) -> None:
-        """Have a worker do something; what it raises is logged."""
+    def work(self, job: Callable[[], object], *, again: bool = True) -> None:
+        """Have a worker do something; what it raises is logged, and unless told otherwise it is done again."""
 
         def run() -> None:
             try:
                 job()
-            except Exception:  # noqa: BLE001 - the promise outlives any one failure
-                _log.exception("an ending failed and is tried again")
+            except BaseException as error:  # noqa: BLE001 - the promise outlives any one failure
+                _log.error("an ending failed: %s", describe_failure(error))
+                if again:
+                    with self._lock:
+                        self._failed.append((self._now() + _FIRST_RETRY, job))
 
         pool = self._pool
         try:
@@ -138,7 +155,10 @@ class Watchdog:
                 return
         except RuntimeError:  # the interpreter is shutting down: nobody else will do it
             pass
-        run()
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001 - the same
+            _log.error("an ending failed: %s", describe_failure(error))
 
     def _run(self) -> None:
         runtime = self._runtime
@@ -154,8 +174,8 @@ class Watchdog:
                     self._inbox.get_nowait()()
             except queue.Empty:
                 pass
-            except Exception:  # noqa: BLE001 - the promise outlives any one failure
-                _log.exception("watchdog")
+            except BaseException as error:  # noqa: BLE001 - the promise outlives any one failure
+                _log.error("watchdog: %s", describe_failure(error))
             try:
                 now = runtime.clock.now()
                 if abs(now.wall - now.boot - offset) > _CLOCK_STEP:
@@ -168,15 +188,15 @@ class Watchdog:
                 if now.boot >= next_beat:
                     next_beat = now.boot + _HEARTBEAT
                     self._heartbeat(runtime, now.wall)
-            except Exception:  # noqa: BLE001 - the promise outlives any one failure
-                _log.exception("watchdog")
+            except BaseException as error:  # noqa: BLE001 - the promise outlives any one failure
+                _log.error("watchdog: %s", describe_failure(error))
 
     def _repeat_due(self, boot: float) -> None:
         for one in self._repeated:
             if boot >= one.due_at and not one.is_running:
                 one.due_at = boot + one.every * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
                 one.is_running = True
-                self.work(one.run)
+                self.work(one.run, again=False)
 
     def _heartbeat(self, runtime: Runtime, wall: float) -> None:
         if not any(slot.plan.has_outside_effects for g in runtime.registry.all() for slot in list(g.slots.values())):
@@ -224,10 +244,12 @@ class Watchdog:
 
     def _retry(self, boot: float) -> None:
         with self._lock:
+            failed = [job for at, job in self._failed if at <= boot]
+            self._failed = [entry for entry in self._failed if entry[0] > boot]
             due = [entry for entry in self._owed if entry[0] <= boot]
-            if not due:
-                return
             self._owed = [entry for entry in self._owed if entry[0] > boot]
+        for job in failed:
+            self.work(job)
         for _, delay, grant, slot in due:
             self.work(functools.partial(self._try_again, delay, grant, slot))
 

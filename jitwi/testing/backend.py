@@ -125,7 +125,7 @@ class TestingBackend:
 
     @property
     def address(self) -> str:
-        """`host:port`; known once it was started."""
+        """Host and port, with a colon between; known once it was started."""
         return f"127.0.0.1:{self._port}"
 
     @property
