@@ -28,9 +28,7 @@ def main() -> int:
         machine = f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
         print(f"{machine}, {rounds} rounds\n")
         rows = [row for group in (life, rooms, evidence) for row in group.ROWS if given.only in row.name]
-        wanted = {"BASE_S"} | {row.case for row in rows} | {row.minus for row in rows}
-        for row in rows:
-            wanted |= {row.against} if isinstance(row.against, str) else set(row.against)
+        wanted = {"BASE_S", *(row.case for row in rows), *(name for row in rows for name in row.names_against)}
         base = base_s()
         cases = [base, *life.cases(world), *rooms.cases(world), *evidence.cases(world)]
         times = measure([case for case in cases if case.name in wanted], rounds=rounds)

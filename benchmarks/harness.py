@@ -55,14 +55,17 @@ class Row:
         case: The case that it is about.
         against: What it is divided by; several are added up.
         bar: What it must not exceed, or None where there is no promise.
-        minus: A case whose time is taken off first.
     """
 
     name: str
     case: str
     against: str | tuple[str, ...]
     bar: float | None = None
-    minus: str | None = None
+
+    @property
+    def names_against(self) -> tuple[str, ...]:
+        """The cases that are added up below the line."""
+        return (self.against,) if isinstance(self.against, str) else self.against
 
 
 def each(call: Callable[[], object]) -> Callable[[int], None]:
@@ -134,7 +137,5 @@ def measure(
 
 
 def ratio(row: Row, times: Mapping[str, float]) -> float:
-    """Return a row's figure; above 0 always, so that a difference lost in noise reads as small and not as negative."""
-    against = (row.against,) if isinstance(row.against, str) else row.against
-    own = times[row.case] - (times[row.minus] if row.minus is not None else 0.0)
-    return max(own, 0.0) / sum(times[name] for name in against)
+    """Return a row's figure."""
+    return times[row.case] / sum(times[name] for name in row.names_against)

@@ -25,6 +25,7 @@ from jitwi.grants import EndCause, Registry, Runtime, Settings, TaskBlock, Watch
 from jitwi.identity import IdentityEvent, IdentityEventKind, SvidKind, WorkloadApiSource
 from jitwi.journal import SqliteJournal, journal_path, this_owner
 from jitwi.policy import PolicyStore
+from jitwi.secret import NoCopy
 from jitwi.state import SqliteEndings
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ _ENDS_ALL = {
 }
 
 
-class JIT:
+class JIT(NoCopy):
     """Just-in-time credentials for the tasks of this workload.
 
     Nothing is read, opened or started before the first task (or `start()`); `close()`, or leaving `with jit:`, ends

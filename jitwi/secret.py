@@ -38,7 +38,7 @@ class NoCopy:
         super().__init_subclass__(**kwargs)
         for name in _COPYING:
             refusal = getattr(NoCopy, name)
-            if getattr(cls, name) is not refusal:
+            if vars(cls).get(name) is not refusal:  # each class has its own: what it has is not generated
                 setattr(cls, name, refusal)
 
     def _refuse(self) -> NoReturn:

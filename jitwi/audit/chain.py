@@ -52,6 +52,7 @@ CHAIN_NAME: Final = re.compile(r"chain-[A-Za-z0-9._-]{1,200}\.jsonl")
 _TAIL: Final = re.compile(rb',"hash":"([0-9a-f]{64})"\}\n')
 _TAIL_SIZE: Final = len(b',"hash":""}\n') + 64
 _HEAD: Final = re.compile(rb'\{"seq":(0|[1-9][0-9]{0,17}),"prev":"([0-9a-f]{64})","at":"[0-9TZ:.+-]{1,40}","kind":"')
+_MAX_NESTING: Final = 254
 _NO_TIME: Final = "0001-01-01T00:00:00"
 
 
@@ -131,13 +132,25 @@ def _load(raw: bytes) -> dict[str, Any]:
             return record
     except ValueError:
         pass
+    except TypeError as exc:  # deeper than `_MAX_NESTING`: orjson reads deeper than it writes
+        raise AuditError("nested deeper than a record can be", reasons=("not-a-record",)) from exc
     try:
         record = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as exc:
         raise AuditError("not JSON", reasons=("not-a-record",)) from exc
-    if type(record) is not dict:
-        _refuse("not a JSON object", "not-a-record")
+    if type(record) is not dict or _is_deep(record, raw):
+        _refuse("not a JSON object of bounded depth", "not-a-record")
     return record
+
+
+def _is_deep(record: dict[str, Any], raw: bytes) -> bool:
+    if raw.count(b"[") + raw.count(b"{") <= _MAX_NESTING:
+        return False
+    level: list[Any] = [record]
+    for _ in range(_MAX_NESTING):
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+    return bool(level)
 
 
 def parse_line(raw: bytes) -> Line:

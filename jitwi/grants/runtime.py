@@ -87,7 +87,7 @@ class Runtime:
     registry: Registry
     watchdog: Watchdog
     seen_epoch: int = 0
-    _serving: dict[tuple[int, str, str], tuple[str, ...]] = attrs.field(factory=dict, init=False)
+    _serving: dict[tuple[str, str, str], tuple[str, ...]] = attrs.field(factory=dict, init=False)
 
     def serving(self, snapshot: PolicySnapshot, shape: ActionShape) -> tuple[str, ...]:
         """Return the names of the issuers that serve an action.
@@ -96,7 +96,7 @@ class Runtime:
             ConfigurationError: An issuer serves an action that the schema does not know, or, among several, says
                 nothing about what it serves.
         """
-        key = (id(snapshot), shape.action.type, shape.action.id)
+        key = (snapshot.digest, shape.action.type, shape.action.id)
         known = self._serving.get(key)
         if known is None:
             known = tuple(name for name, issuer in self.issuers.items() if self._serves(snapshot, name, issuer, shape))

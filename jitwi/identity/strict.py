@@ -23,10 +23,12 @@ from typing import Any, NoReturn
 
 from jitwi.errors import InvalidSvidError
 
-__all__ = ["decode_base64", "decode_base64url", "load_object", "refusal", "split_der"]
+__all__ = ["decode_base64", "decode_base64url", "is_deep", "load_object", "refusal", "split_der"]
 
 MAX_NUMBER_CHARACTERS = 32
 """Longer numbers are nobody's instant or key size; Python's own limit would raise a bare ValueError."""
+MAX_NESTING = 64
+"""Lists and objects inside each other; Python's own limit differs by version and by how deep the caller is."""
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 _DER_SEQUENCE = 0x30
@@ -62,16 +64,35 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def is_deep(value: Any, text: str) -> bool:
+    """Whether lists and objects are nested deeper than `MAX_NESTING`.
+
+    Args:
+        value: What was parsed.
+        text: What it was parsed from: with few brackets there is nothing to look for.
+    """
+    if text.count("[") + text.count("{") <= MAX_NESTING:
+        return False
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        nested = [item for item in level if isinstance(item, dict | list)]
+        if not nested:
+            return False
+        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+    return True
+
+
 def load_object(text: str | bytes) -> dict[str, Any]:
-    """Parse one JSON object; UTF-8 only, no duplicate names, no NaN, bounded numbers.
+    """Parse one JSON object; UTF-8 only, no duplicate names, no NaN, bounded numbers, bounded nesting.
 
     Raises:
         InvalidSvidError: It is anything else. Source: RFC 8259; TDB §5.1.1 for duplicate names.
     """
     try:
         # From text, never from bytes: `json.loads(bytes)` would guess among UTF-8, UTF-16 and UTF-32.
+        text = text if isinstance(text, str) else text.decode("utf-8")
         found = json.loads(
-            text if isinstance(text, str) else text.decode("utf-8"),
+            text,
             object_pairs_hook=_unique,
             parse_constant=_reject_constant,
             parse_float=_real,
@@ -81,6 +102,8 @@ def load_object(text: str | bytes) -> dict[str, Any]:
         raise refusal("text is not JSON", "json") from exc
     if not isinstance(found, dict):
         raise refusal("JSON is not an object", "json")
+    if is_deep(found, text):
+        raise refusal(f"JSON is nested deeper than {MAX_NESTING}", "json")
     return found
 
 

@@ -6,7 +6,8 @@ Holds `SqliteJournal`: the file with its checks, and the operations of the port.
 one is over is not, as ending it once more does no harm.
 
 One connection per process behind a lock. One that was inherited over a fork is never used and never closed in the
-child: closing it could drop the parent's locks. The file is never opened by other means, for the same reason.
+child: closing it could drop the parent's locks, and as collecting it would close it, the child keeps it. The file is
+never opened by other means, for the same reason.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ _LOOKUP_BATCH = 500
 _WAL_TRIES, _WAL_PAUSE_SECONDS = 100, 0.02
 _BEFORE_ENDING = (LeaseStatus.INTENDED.value, LeaseStatus.ACTIVE.value)
 _BUSY_CODES = frozenset({5, 6})  # SQLITE_BUSY, SQLITE_LOCKED; `sqlite3` is imported when first used
+_INHERITED: list[sqlite3.Connection] = []
 
 
 def journal_path(state_dir: str | os.PathLike[str]) -> Path:
@@ -55,9 +57,15 @@ def journal_path(state_dir: str | os.PathLike[str]) -> Path:
 class _PerProcess:
     """What one process holds of the file."""
 
+    pid: int = attrs.field(factory=os.getpid)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
     connection: sqlite3.Connection | None = None
     opened: tuple[int, int] | None = None
+
+    def __del__(self) -> None:
+        """Keep what a forked child has of its parent's; what is ours and was not closed is a `ResourceWarning`."""
+        if self.connection is not None and self.pid != os.getpid():
+            _INHERITED.append(self.connection)
 
 
 class SqliteJournal:
@@ -310,6 +318,8 @@ class SqliteJournal:
                 self._drop(ours)
                 raise self._failure(exc) from exc
         finally:
+            if self._closed:  # `close()` does not wait for us longer than a call may wait
+                self._drop(ours)
             ours.lock.release()
 
     @contextmanager
@@ -343,10 +353,11 @@ class SqliteJournal:
         )
         try:
             self._prepare(connection)
+            opened = self._file_id()
         except BaseException:
             connection.close()
             raise
-        ours.connection, ours.opened = connection, self._file_id()
+        ours.connection, ours.opened = connection, opened
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:

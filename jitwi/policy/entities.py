@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -202,6 +203,7 @@ def _refuse_own(uid: Entity) -> None:
         raise RecordError(f"`{uid}`: actions come from the schema")
 
 
+@lru_cache(maxsize=256)
 def workload_record(principal: SpiffeId) -> Record:
     """Build the entity of a workload from nothing but its SPIFFE ID.
 

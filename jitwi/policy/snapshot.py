@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import attrs
@@ -40,16 +39,11 @@ __all__ = ["Asked", "Loaded", "PolicyInfo", "PolicySnapshot"]
 
 MAX_HANDLES = 256
 """Entities handles of one generation; two generations are kept."""
-MAX_PRINCIPALS = 256
-"""Workloads whose own record is kept; it depends on nothing but the SPIFFE ID."""
 MAX_ROUNDS = 16
 """How often a provider is asked for one decision, each time for what the last answer referred to."""
 _ENGINE_ID = re.compile(r"`(policy[0-9]+)`")
 _VALUE = re.compile(r"`[-0-9\"{\[].*`", re.DOTALL)
 """Values that the engine quotes: they may come from `input`, which is not for every reader of a record."""
-
-
-_own_record = lru_cache(maxsize=MAX_PRINCIPALS)(workload_record)
 
 
 @attrs.frozen
@@ -236,11 +230,8 @@ class PolicySnapshot:
         Raises:
             PolicyEvaluationError: Unknown, or more than one action has that id; lists the candidates.
         """
-        candidates: tuple[Entity, ...] = ()
         if isinstance(name, Entity):
-            asked = self._actions.get(name)
-            if asked is not None and name != OBTAIN:
-                return asked.shape
+            candidates: tuple[Entity, ...] = (name,) if name in self._actions and name != OBTAIN else ()
         else:
             candidates = self._loaded.action_names.get(name, ())
         if len(candidates) == 1:
@@ -304,8 +295,7 @@ class PolicySnapshot:
             PolicyStaleError: This set is stale.
         """
         self.require_fresh()
-        declared = [each.action for each in task.permissions]
-        actions = [each if isinstance(each, Entity) else self.action(each).action for each in declared]
+        actions = [a if isinstance(a := p.action, Entity) else self.action(a).action for p in task.permissions]
         if not self._loaded.task_classes.is_registered:
             return task
         owner = self.check_task_facts(task.facts(), actions).get("owner")
@@ -438,7 +428,7 @@ class PolicySnapshot:
         if not principal.path:
             raise _DeniedError("not-a-workload", "the principal is a trust domain")
         found = self._facts(resource if has_facts else None)
-        own = _own_record(principal)
+        own = workload_record(principal)
         texts = sorted(record.json for record in (own, *found.values()) if record is own or record.uid != own.uid)
         digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
         if self._provider is not None and any(self._loaded.entities.get(uid) is None for uid in found):

@@ -87,8 +87,8 @@ class SqliteEndings(SqliteStore):
         """
         with self._transaction() as connection:
             connection.execute(
-                "INSERT INTO ended VALUES (?1, ?2) ON CONFLICT (key)"
-                " DO UPDATE SET expires_at = max(ended.expires_at, ?2)",
+                "INSERT INTO ended VALUES (?, ?) ON CONFLICT (key)"
+                " DO UPDATE SET expires_at = max(ended.expires_at, excluded.expires_at)",
                 (key, float(expires_at)),
             )
             now = self._clock.now()

@@ -98,8 +98,8 @@ class SqliteProofLedger(SqliteStore):
         with self._connected() as connection:
             self._prune(connection)
             done = connection.execute(
-                "INSERT OR IGNORE INTO seen SELECT ?1, ?2 WHERE ?2 > (SELECT value FROM meta WHERE name = 'pruned')",
-                (_digest(key), float(expires_at)),
+                "INSERT OR IGNORE INTO seen SELECT ?, ? WHERE ? > (SELECT value FROM meta WHERE name = 'pruned')",
+                (_digest(key), float(expires_at), float(expires_at)),
             )
             return done.rowcount == 1
 
@@ -126,8 +126,8 @@ class SqliteProofLedger(SqliteStore):
             used = int(row[0]) if row else 0
             granted = used < limit
             connection.execute(
-                "INSERT INTO counts VALUES (?1, ?2, ?3) ON CONFLICT (key)"
-                " DO UPDATE SET used = ?2, expires_at = max(counts.expires_at, ?3)",
+                "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT (key)"
+                " DO UPDATE SET used = excluded.used, expires_at = max(counts.expires_at, excluded.expires_at)",
                 (digest, used + granted, end),
             )
             return used + 1 if granted else 0

@@ -5,7 +5,8 @@ Holds how it is opened, locked, left behind in a fork and noticed when it is tak
 in `ledger.py` and `endings.py`.
 
 One connection per process, behind a lock: writers wait for each other in SQLite anyway. A connection that was inherited
-over a fork is never used and never closed in the child, as closing it could drop the parent's locks.
+over a fork is never used and never closed in the child, as closing it could drop the parent's locks; as collecting it
+would close it, the child keeps it.
 """
 
 from __future__ import annotations
@@ -37,15 +38,22 @@ SKEW_SECONDS = 30.0
 _SCHEMA_VERSION = 1
 _RETRY_SECONDS = 0.01
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_INHERITED: list[sqlite3.Connection] = []
 
 
 @attrs.define(eq=False)
 class _PerProcess:
     """What one process holds of the store."""
 
+    pid: int = attrs.field(factory=os.getpid)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
     connection: sqlite3.Connection | None = None
     opened: FileId | None = None
+
+    def __del__(self) -> None:
+        """Keep what a forked child has of its parent's; what is ours and was not closed is a `ResourceWarning`."""
+        if self.connection is not None and self.pid != os.getpid():
+            _INHERITED.append(self.connection)
 
 
 class SqliteStore:
@@ -102,8 +110,8 @@ class SqliteStore:
             except sqlite3.Error as exc:
                 raise self._failure(exc) from exc
             finally:
-                if ours.connection is not None and ours.connection.in_transaction:
-                    self._drop(ours)
+                if self._closed or (ours.connection is not None and ours.connection.in_transaction):
+                    self._drop(ours)  # `close()` does not wait for us longer than a call may wait
         finally:
             ours.lock.release()
 
@@ -127,7 +135,11 @@ class SqliteStore:
         if file_id(self._path, private=self._private) is None:
             create_file(self._path, mode=0o600 if self._private else 0o644)
         connection = self._connect()
-        ours.opened = file_id(self._path, private=self._private)
+        try:
+            ours.opened = file_id(self._path, private=self._private)
+        except BaseException:
+            connection.close()
+            raise
         ours.connection = connection
         return connection
 

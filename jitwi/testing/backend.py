@@ -77,7 +77,7 @@ def call_backend(
     Args:
         address: `host:port`.
         operation: Last part of the URL.
-        body: The request; secrets in it stay in it.
+        body: The request. A `Secret` in it is revealed on the wire only.
         admin: The admin token, where the operation needs it.
         timeout: Seconds for each step of the exchange.
 
@@ -85,24 +85,33 @@ def call_backend(
         Refusal: The backend said no.
         IssuanceError: It could not be reached or did not answer (`unreachable`).
     """
+    status, answer = _exchange(address, operation, body, admin, timeout)
+    if isinstance(answer, Exception):
+        raise IssuanceError(
+            f"the backend at `{address}` did not answer `{operation}`", reasons=("unreachable",)
+        ) from answer
+    if status != http.client.OK or not isinstance(answer, dict):
+        raise Refusal(f"the backend refused `{operation}` with status {status}", reasons=("refused",), status=status)
+    return answer
+
+
+def _exchange(
+    address: str, operation: str, body: dict[str, Any], admin: Secret | None, timeout: float
+) -> tuple[int, Any]:
+    """Return status and answer, or 0 and what went wrong without its frames: they hold what was sent."""
     headers = {"Content-Type": "application/json"}
     if admin is not None:
         headers["Authorization"] = f"Bearer {admin.reveal()}"
     connection = http.client.HTTPConnection(address, timeout=timeout)
     try:
-        connection.request("POST", f"/{operation}", json.dumps(body).encode(), headers)
+        connection.request("POST", f"/{operation}", json.dumps(body, default=Secret.reveal).encode(), headers)
         response = connection.getresponse()
-        answer = json.loads(response.read(MAX_ANSWER))
-        status = response.status
+        return response.status, json.loads(response.read(MAX_ANSWER))
     except (OSError, http.client.HTTPException, ValueError) as exc:
-        raise IssuanceError(
-            f"the backend at `{address}` did not answer `{operation}`", reasons=("unreachable",)
-        ) from exc
+        exc.__cause__ = exc.__context__ = None
+        return 0, exc.with_traceback(None)
     finally:
         connection.close()
-    if status != http.client.OK or not isinstance(answer, dict):
-        raise Refusal(f"the backend refused `{operation}` with status {status}", reasons=("refused",), status=status)
-    return answer
 
 
 class TestingBackend:

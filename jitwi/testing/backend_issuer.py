@@ -131,8 +131,9 @@ class BackendIssuer:
                 "expires_at": plan.expires_at,
             },
         )
+        secret = Secret(answer.pop("secret"), kind="backend secret")
         kill_point("backend.issue.after")
-        return Issued(float(answer["expires_at"]), Secret(answer["secret"], kind="backend secret"))
+        return Issued(float(answer["expires_at"]), secret)
 
     def handle(self, order: Order, plan: Plan, issued: Issued, gate: Gate) -> BackendCredential:
         """Wrap it."""
@@ -169,7 +170,7 @@ class BackendIssuer:
     def _is_honoured(self, lease: LeaseRef, permission: tuple[Entity, Entity] | None) -> bool:
         if lease.secret is None or lease.secret.is_destroyed:
             return False
-        body = {"secret": lease.secret.reveal()}
+        body: dict[str, Any] = {"secret": lease.secret}
         if permission is not None:
             body |= {"action": str(permission[0]), "resource": str(permission[1])}
         try:
@@ -248,8 +249,7 @@ class BackendCredential(CredentialHandle):
             GrantEndedError: The handle is destroyed.
             IssuanceError: The backend refused or did not answer.
         """
-        body = {"secret": self._live().reveal()}
-        answer = call_backend(self._address, "session", body, timeout=self._timeout)
+        answer = call_backend(self._address, "session", {"secret": self._live()}, timeout=self._timeout)
         return BackendSession(self._gate, self._address, Secret(answer["session"], kind="session"), self._timeout)
 
     def destroy(self) -> None:
@@ -287,6 +287,6 @@ class BackendSession:
 
 def _use(address: str, body: dict[str, Any], secret: Secret, *, timeout: float) -> dict[str, Any]:
     try:
-        return call_backend(address, "use", {**body, "secret": secret.reveal()}, timeout=timeout)
+        return call_backend(address, "use", {**body, "secret": secret}, timeout=timeout)
     except Refusal as refusal:
         raise AccessDeniedError("the backend refused this use", reasons=("backend-refused",)) from refusal

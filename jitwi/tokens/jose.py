@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
 from jitwi.errors import EvidenceError, StateError
+from jitwi.identity.strict import is_deep
 from jitwi.secret import NoCopy
 from jitwi.tokens import names
 
@@ -129,13 +130,16 @@ def json_text(value: Any) -> str:
 
 def _json_object(segment: str, what: str) -> dict[str, Any]:
     try:
-        value = _DECODER.decode(b64url_decode(segment).decode())
+        text = b64url_decode(segment).decode()
+        value = _DECODER.decode(text)
     except _Invalid as exc:
         raise _Invalid(f"in the {what}, {exc}") from None
     except (ValueError, RecursionError) as exc:
         raise _Invalid(f"the {what} is not strict base64url of strict UTF-8 JSON") from exc
     if not isinstance(value, dict):
         raise _Invalid(f"the {what} is not a JSON object")
+    if is_deep(value, text):
+        raise _Invalid(f"the {what} is nested too deeply")
     return value
 
 

@@ -26,6 +26,7 @@ from jitwi.errors import (
     JitwiError,
 )
 from jitwi.identity.x509_svid import VerifiedX509Svid, verify_x509_svid
+from jitwi.secret import NoCopy
 from jitwi.spiffe_id import SpiffeId
 from jitwi.task import MAX_PERMISSIONS, Entity, Permission, Task, TaskDigest, Under, digest_of, permission_hash
 from jitwi.tokens import errors, jose, names
@@ -67,8 +68,17 @@ _RANDOM_BYTES = 16
 # ---------------------------------------------------------------------------------------------- mint
 
 
+class _HiddenText(str):
+    """Text that is itself where it is formatted, and shows nothing to tools that walk over attributes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
 @attrs.define(slots=True, repr=False, eq=False)
-class MintedToken:
+class MintedToken(NoCopy):
     """A task token as it was made.
 
     Args:
@@ -153,7 +163,7 @@ def mint_task_token(
             reasons=("token-too-long",),
             remedy="declare fewer permissions, shorter ids, or `under(...)`",
         )
-    return MintedToken(text, token_hash(text), jti, expires_at, identity.version)
+    return MintedToken(_HiddenText(text), token_hash(text), jti, expires_at, identity.version)
 
 
 @lru_cache(maxsize=8)

@@ -185,8 +185,8 @@ def watched(coroutine, on_await):
 class Script:
     """Cancels a task at its n-th await, in one of several ways.
 
-    `at-once`: while what it waits for is under way. `when-done`: in the moment when that is done, which is the race that
-    loses cancellations. `twice`, `thrice`: again at the next awaits, which are those of the exit.
+    `at-once`: while what it waits for is under way. `when-done`: in the moment when that is done, the race that loses
+    cancellations. `twice`, `thrice`: again at the next awaits, which are those of the exit.
     """
 
     def __init__(self, number, way):
@@ -197,6 +197,7 @@ class Script:
         self.task = None
 
     def __call__(self, waits_for):
+        """Take note of an await, and cancel if it is the one."""
         self.seen += 1
         wanted = {"twice": 2, "thrice": 3}.get(self.way, 1)
         if self.way is None or self.seen < self.number or self.sent >= wanted:
@@ -249,14 +250,12 @@ def all_scripts(lab, scenario):
 @pytest.mark.timeout(600 if REPEATS > 1 else 120)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
 def test_cancelled_at_every_await_the_grant_ends_and_the_cancellation_goes_on(lab, scenario, caplog):
-    """CancelledError comes out, nothing stays live or open at the backend, nobody complains, nothing counts as leaked."""
+    """CancelledError comes out, nothing stays live or open at the backend, nobody complains, nothing is leaked."""
     caplog.set_level(logging.ERROR)
     wrong = []
-    number = 0
     for script in all_scripts(lab, scenario):
         lab.sink.clear()
         error, complaints = drive(scenario(lab), script)
-        number += 1
         late = script.way == "when-done" and error is None  # the last await was over: there was nothing left to cancel
         if not isinstance(error, asyncio.CancelledError) and not late:
             wrong.append((script.number, script.way, f"{error!r} came out"))

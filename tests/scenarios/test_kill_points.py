@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from jitwi.audit import AuditLog, verify
+from jitwi.audit.events import PolicyLoaded
 from jitwi.clock import SystemClock
 from jitwi.credentials import make_reaper
 from jitwi.issuers import TaskTokens
@@ -168,7 +169,7 @@ def lab():
 @pytest.mark.slow
 @pytest.mark.timeout(900 if REPEATS > 1 else 240)
 def test_killed_at_any_point_one_round_of_the_reaper_leaves_nothing(lab):
-    """At every kill point of the walk: no credential or session is left, none was without intent, the audit verifies."""
+    """At every kill point: no credential or session is left, none was without intent, the audit verifies."""
     points = lab.points()
     assert len({point.partition(":")[0] for point in points}) >= LEAST_POINTS
 
@@ -267,3 +268,20 @@ def test_a_reaper_that_is_killed_too_is_finished_by_the_next_one(lab):
         yield from lab.complaints_after_reaping(state)
 
     assert lab.share(chosen, work) == []
+
+
+def test_a_chain_that_was_killed_before_its_first_line_is_no_tampering(tmp_path):
+    """An empty chain that the index does not name was never used: said, and the trail around it stays intact."""
+    log = AuditLog(tmp_path / "audit")
+    log.record(PolicyLoaded(None, "x", 1), durable=True)
+    log.close()
+    (chain,) = (tmp_path / "audit").glob("chain-*")
+    unborn = chain.with_name(f"{chain.name.rpartition('-')[0]}-{'0' * 16}.jsonl")
+    unborn.touch(0o600)
+    found = verify(tmp_path / "audit")
+    assert found.is_intact
+    assert [report.problem for report in found.chains if report.name == unborn.name] == [
+        "never used: stopped while it was being opened"
+    ]
+    chain.write_bytes(b"")
+    assert not verify(tmp_path / "audit").is_intact

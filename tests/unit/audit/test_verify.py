@@ -192,6 +192,12 @@ HOSTILE = {
     "two values": b'{"seq":0,"prev":"%b","at":"2026-01-01T00:00:00.000000Z","kind":"a"}{"b":1',
     "seq too long": b'{"seq":' + b"9" * 30 + b',"prev":"%b","at":"2026-01-01T00:00:00.000000Z","kind":"a"',
     "array": b'["seq",0,"prev","%b"',
+    **{
+        f"{depth} lists": b'{"seq":0,"prev":"%b","at":"2026-01-01T00:00:00.000000Z","kind":"a","x":'
+        + b"[" * depth
+        + b"]" * depth
+        for depth in (300, 900, 5_000, 30_000)
+    },
     "nothing": b"",
 }
 

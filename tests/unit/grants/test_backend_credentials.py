@@ -33,14 +33,18 @@ def backend():
 @pytest.fixture
 def with_backend(make_jit, backend, tmp_path):
     """Return a maker of (`JIT`, events, journal) whose issuer `backend` is the running one."""
+    journals = []
 
     def make(**settings):
         issuer = BackendIssuer(backend.address, backend.admin_token, serves=["read", "count", "refund"], timeout=2.0)
         settings.setdefault("end_timeout", timedelta(seconds=2))
         jit, sink = make_jit(issuers={"backend": issuer}, state_dir=tmp_path / "state", **settings)
-        return jit, sink, SqliteJournal(journal_path(tmp_path / "state"), clock=jit._clock)
+        journals.append(SqliteJournal(journal_path(tmp_path / "state"), clock=jit._clock))
+        return jit, sink, journals[-1]
 
-    return make
+    yield make
+    for journal in journals:
+        journal.close()
 
 
 def test_the_credential_works_inside_the_block_and_is_refused_after_it(with_backend, backend, shop):

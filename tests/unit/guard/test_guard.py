@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from contextlib import closing
 from datetime import timedelta
 
 import attrs
@@ -547,7 +548,8 @@ def test_endings_in_a_folder_of_their_own(lab, folder) -> None:
     """`endings_dir` names the folder that callers write to."""
     guard = lab.another_guard(endings_dir=folder / "callers")
     caller = lab.caller(guard=guard)
-    SqliteEndings(folder / "callers", clock=lab.clock).publish(f"txn:{caller.txn}", expires_at=caller.ends_at)
+    with closing(SqliteEndings(folder / "callers", clock=lab.clock)) as endings:
+        endings.publish(f"txn:{caller.txn}", expires_at=caller.ends_at)
     _refused(lab, caller.request("refund", ORDER), g.TaskEndedError, guard=guard)
 
 

@@ -58,6 +58,7 @@ GOOD: dict[str, Callable[[], str]] = {
     "usual": lambda: CA.jwt(ID, AUD),
     "J-4 no typ": lambda: CA.jwt(ID, AUD, header={"typ": None}),
     "J-4 typ JOSE": lambda: CA.jwt(ID, AUD, header={"typ": "JOSE"}),
+    "nested as deep as may be": lambda: raw(body=B[:-1] + ', "a": ' + "[" * 63 + '"[["' + "]" * 63 + "}"),
     "J-5 no iat": lambda: CA.jwt(ID, AUD, claims={"iat": None}),
     "J-5 aud as text": lambda: CA.jwt(ID, AUD, claims={"aud": AUD}),
     "J-5 other claims": lambda: CA.jwt(ID, AUD, claims={"jti": "1", "iss": "x", "nested": {"a": [1, 2.5, None]}}),
@@ -120,6 +121,8 @@ BAD: dict[str, tuple[str, Callable[[], Any]]] = {
     "C7 Infinity": ("json", lambda: big("Infinity")),
     "C7 5,000 digits": ("json", lambda: big("9" * 5000)),
     "C7 1e999": ("json", lambda: big("1e999")),
+    "C7 nested too deep": ("json", lambda: raw(body=B[:-1] + ', "a": ' + "[" * 64 + "]" * 64 + "}")),
+    "C7 nested in objects": ("json", lambda: raw(body=B[:-1] + ', "a": ' + '{"a":' * 64 + "1" + "}" * 65)),
     "C7 deep nesting": ("json", lambda: raw(body=B[:-1] + ', "a": ' + "[" * 5000 + "]" * 5000 + "}")),
     # J-2, J-3, J-4: header
     "J-3 no alg": ("algorithm", lambda: CA.jwt(ID, AUD, header={"alg": None})),

@@ -337,6 +337,7 @@ def test_renderings(desk, token) -> None:
             assert secret[-30:] not in shown
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_child(desk, token) -> None:
     """Bar 11: a forked child has the handle and no key."""
     token.headers("POST", URL, "read", desk.ORDER)

@@ -102,6 +102,7 @@ def test_real_processes():
     assert look_up(owner) is Sighting.ABSENT
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_is_another_owner():
     """After a fork the child has a name of its own."""
     read, write = os.pipe()

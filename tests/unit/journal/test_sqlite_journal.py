@@ -15,6 +15,7 @@ import time
 import attrs
 import pytest
 
+import jitwi.journal.sqlite
 from jitwi.errors import JournalError
 from jitwi.journal import LeaseStatus, SqliteJournal, journal_path
 from jitwi.journal.rows import MAX_RECIPE_BYTES, MAX_RECIPE_ENTRIES, MAX_TEXT_BYTES
@@ -349,6 +350,21 @@ def test_closed(journal, record):
     assert reason(caught) == "closed"
 
 
+def test_closed_in_the_middle_of_a_call(journal, record, monkeypatch):
+    """`close()` does not wait for ever for a thread that uses the connection: that one closes it then."""
+    monkeypatch.setattr("jitwi.journal.sqlite.BUSY_SECONDS", 0.05)
+    journal.intend(record())
+    (ours,) = journal._processes.values()
+    with journal._connected() as connection:
+        closer = threading.Thread(target=journal.close)
+        closer.start()
+        closer.join(60)
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert ours.connection is None
+    with pytest.raises(sqlite3.ProgrammingError):
+        connection.execute("SELECT 1")
+
+
 @pytest.mark.parametrize("victim", ["file", "folder"])
 def test_deleted_while_open(journal, path, record, victim):
     """A journal that was taken away is noticed: what is intended from now on is at the path again."""
@@ -392,6 +408,7 @@ def test_intend_is_synced(journal, record):
     assert levels == {"intend": 2, "ended": 1, "mode": "wal"}
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_fork(journal, record):
     """A forked child uses a connection of its own, the lock of its parent does not hang it, the parent goes on."""
     journal.intend(record())
@@ -403,6 +420,10 @@ def test_fork(journal, record):
         try:
             journal.intend(record())
             code = 0 if len(journal.open_leases()) == 2 else 2
+            inherited = ours.connection
+            journal._processes.clear()
+            del ours
+            code = code or (0 if inherited in jitwi.journal.sqlite._INHERITED else 3)
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)

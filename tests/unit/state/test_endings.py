@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import pytest
 
@@ -148,10 +149,10 @@ def _garbage(folder):
 def test_unfit_places_are_refused(folder, clock, prepare) -> None:
     """A folder that everybody may write to, a link or a broken file is an error: deny."""
     prepare(folder)
-    with pytest.raises(SharedStateError):
-        SqliteEndings(folder, clock=clock).is_ended("a")
-    with pytest.raises(SharedStateError):
-        SqliteEndings(folder, clock=clock).publish("a", expires_at=clock.wall + 60)
+    with closing(SqliteEndings(folder, clock=clock)) as endings, pytest.raises(SharedStateError):
+        endings.is_ended("a")
+    with closing(SqliteEndings(folder, clock=clock)) as endings, pytest.raises(SharedStateError):
+        endings.publish("a", expires_at=clock.wall + 60)
 
 
 def test_epoch_file_that_cannot_be_opened(endings, clock, monkeypatch) -> None:
@@ -190,10 +191,10 @@ def test_closed_is_an_error(endings, clock) -> None:
 
 
 OTHER_USER = """
-import os, sys
+import os, sys, urllib.parse
 from jitwi.clock import SystemClock
 from jitwi.state import SqliteEndings
-os.setgroups([]); os.setgid(65534); os.setuid(65534)  # after the imports: the interpreter may be for root's eyes only
+os.setgroups([]); os.setgid(65534); os.setuid(65534)  # after all imports: others may not read what is imported
 endings = SqliteEndings(sys.argv[1], clock=SystemClock())
 for line in sys.stdin:
     try:
@@ -201,7 +202,7 @@ for line in sys.stdin:
             endings.publish("mine", expires_at=9e9)
         print(endings.is_ended(line.strip()), flush=True)
     except Exception as exc:
-        print(type(exc).__name__, flush=True)
+        print(type(exc).__name__, getattr(exc, "name", ""), flush=True)
 """
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -94,7 +95,8 @@ def test_survives_a_restart(folder, ledger, clock) -> None:
     """What one process saw, the next one on that folder knows."""
     assert ledger.first_seen("a", expires_at=clock.wall + 65)
     ledger.close()
-    assert not SqliteProofLedger(folder, clock=clock).first_seen("a", expires_at=clock.wall + 65)
+    with closing(SqliteProofLedger(folder, clock=clock)) as later:
+        assert not later.first_seen("a", expires_at=clock.wall + 65)
 
 
 def test_count_is_exact(ledger, clock) -> None:
@@ -152,10 +154,11 @@ def test_clock_set_back_revives_nothing(ledger, clock) -> None:
 def test_new_store_dates_from_its_maker(folder, clock) -> None:
     """A store is as old as the object that made it at its first use, and keeps that date for who comes later."""
     born = clock.wall
-    first = SqliteProofLedger(folder, clock=clock)
-    clock.forward(100)
-    assert first.created_at == born
-    assert SqliteProofLedger(folder, clock=clock).created_at == born
+    with closing(SqliteProofLedger(folder, clock=clock)) as first:
+        clock.forward(100)
+        assert first.created_at == born
+        with closing(SqliteProofLedger(folder, clock=clock)) as later:
+            assert later.created_at == born
 
 
 def test_store_taken_away_is_noticed(folder, ledger, clock) -> None:
@@ -177,9 +180,9 @@ def test_restart_of_the_machine_makes_it_new(folder, ledger, clock) -> None:
         writer.execute("UPDATE meta SET value = 'another boot' WHERE name = 'boot'")
     writer.close()
     clock.forward(50)
-    later = SqliteProofLedger(folder, clock=clock)
-    assert later.created_at == clock.wall
-    assert later.reserve("k", limit=1, expires_at=clock.wall + 600) == 0
+    with closing(SqliteProofLedger(folder, clock=clock)) as later:
+        assert later.created_at == clock.wall
+        assert later.reserve("k", limit=1, expires_at=clock.wall + 600) == 0
 
 
 def test_folder_is_made_private(folder, ledger) -> None:
@@ -311,18 +314,19 @@ def test_waits_are_bounded(folder, ledger, clock, monkeypatch) -> None:
 def test_opening_waits_no_longer(folder, clock, monkeypatch) -> None:
     """A file that somebody holds while it is opened for the first time is an error within the same deadline."""
     monkeypatch.setattr("jitwi.state.sqlite.BUSY_SECONDS", 0.1)
-    SqliteProofLedger(folder, clock=clock).first_seen("a", expires_at=clock.wall + 60)
+    with closing(SqliteProofLedger(folder, clock=clock)) as first:
+        first.first_seen("a", expires_at=clock.wall + 60)
     blocker = sqlite3.connect(folder / "proofs.sqlite3", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
-    ledger = SqliteProofLedger(folder, clock=clock)
-    began = time.monotonic()
-    with pytest.raises(SharedStateError) as refused:
-        ledger.first_seen("b", expires_at=clock.wall + 60)
-    assert time.monotonic() - began < 10
-    assert refused.value.reasons == ("state-busy",)
-    blocker.execute("ROLLBACK")
-    blocker.close()
-    assert ledger.first_seen("b", expires_at=clock.wall + 60)
+    with closing(SqliteProofLedger(folder, clock=clock)) as ledger:
+        began = time.monotonic()
+        with pytest.raises(SharedStateError) as refused:
+            ledger.first_seen("b", expires_at=clock.wall + 60)
+        assert time.monotonic() - began < 10
+        assert refused.value.reasons == ("state-busy",)
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert ledger.first_seen("b", expires_at=clock.wall + 60)
 
 
 def test_a_thread_waits_no_longer(ledger, clock, monkeypatch) -> None:
@@ -331,6 +335,16 @@ def test_a_thread_waits_no_longer(ledger, clock, monkeypatch) -> None:
     with ledger._connected():
         (error,) = _together(1, lambda _: _error_of(lambda: ledger.first_seen("a", expires_at=clock.wall + 60)))
     assert error.reasons == ("state-busy",)
+
+
+def test_closed_in_the_middle_of_a_call(ledger, monkeypatch) -> None:
+    """`close()` does not wait for ever for a thread that uses the connection: that one closes it then."""
+    monkeypatch.setattr("jitwi.state.sqlite.BUSY_SECONDS", 0.05)
+    with ledger._connected() as connection:
+        _together(1, lambda _: ledger.close())
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    with pytest.raises(sqlite3.ProgrammingError):
+        connection.execute("SELECT 1")
 
 
 def _error_of(work):
@@ -424,6 +438,7 @@ def test_exact_under_processes_and_threads(folder) -> None:
 
 FORKED = """
 import os, sys
+import jitwi.state.sqlite
 from jitwi.clock import SystemClock
 from jitwi.state import SqliteProofLedger
 ledger = SqliteProofLedger(sys.argv[1], clock=SystemClock())
@@ -437,7 +452,8 @@ for which in ("hooks", "libc"):
         pid = ctypes.PyDLL(None).fork()
     if not pid:
         good = not ledger.first_seen("parent", expires_at=end) and ledger.first_seen(which, expires_at=end)
-        os._exit(0 if good else 1)
+        inherited = ledger._processes.pop(os.getppid()).connection
+        os._exit(0 if good and jitwi.state.sqlite._INHERITED == [inherited] else 1)
     assert os.waitpid(pid, 0)[1] == 0, which
     assert not ledger.first_seen(which, expires_at=end)
     assert ledger.reserve(which, limit=1, expires_at=end) == 1

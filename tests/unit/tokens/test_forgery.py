@@ -145,6 +145,7 @@ def _form_forgeries(lab) -> dict[str, object]:
         "payload with a comma at the end": lab.forge(payload_text='{"iss":"x",}'),
         "payload with single quotes": lab.forge(payload_text="{'iss':'x'}"),
         "payload deeply nested": lab.forge(payload_text='{"a":' + "[" * 5000 + "]" * 5000 + "}"),
+        "payload nested too deep": lab.forge(payload_text='{"a":' + "[" * 64 + "]" * 64 + "}"),
         "payload with NaN": lab.forge(payload_text='{"exp":NaN}'),
         "payload with Infinity": lab.forge(payload_text='{"exp":Infinity}'),
         "payload with a huge number": lab.forge(payload_text='{"exp":' + "9" * 5000 + "}"),

@@ -468,6 +468,7 @@ def test_key_is_not_shown() -> None:
             attempt(key)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_child_has_no_key() -> None:
     """Bar 11: in a forked child the key is gone, and using it raises."""
     import os
