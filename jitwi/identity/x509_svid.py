@@ -67,6 +67,7 @@ _LEAF_POLICY = (
 _AUTHORITY_POLICY = verification.ExtensionPolicy.webpki_defaults_ca()
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _EXTENSION_ERRORS = (
+    KeyError,  # a string type that the library does not know
     ValueError,
     TypeError,
     x509.DuplicateExtension,

@@ -52,8 +52,9 @@ class _PerProcess:
 
     def __del__(self) -> None:
         """Keep what a forked child has of its parent's; what is ours and was not closed is a `ResourceWarning`."""
-        if self.connection is not None and self.pid != os.getpid():
-            _INHERITED.append(self.connection)
+        connection = getattr(self, "connection", None)  # an interrupt may have ended `__init__` early
+        if connection is not None and self.pid != os.getpid():
+            _INHERITED.append(connection)
 
 
 class SqliteStore:

@@ -24,7 +24,7 @@ from jitwi.audit.events import CredentialEnded, GrantEnded
 from jitwi.clock import SystemClock
 from jitwi.credentials import CredentialHandle, Issued, Outcome, Plan, ProbeResult, Strength, make_reaper
 from jitwi.errors import GrantError, IssuanceError, JitwiError
-from jitwi.grants import EndCause
+from jitwi.grants import EndCause, watchdog
 from jitwi.issuers import TaskTokens
 from jitwi.journal import SqliteJournal, journal_path, new_lease_id
 from jitwi.policy import PolicyStore
@@ -66,6 +66,13 @@ def new_jit(issuers, folder, **settings):
 def open_task(jit, **more):
     """Return a block for all three actions."""
     return jit.task("x", permissions={"a": ORDER, "r": ORDER, "t": ORDER}, ttl=TTL, **more)
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch):
+    """A hundred cases wait for a second try each: it comes soon."""
+    monkeypatch.setattr(watchdog, "_FIRST_RETRY", 0.1)
+    monkeypatch.setattr(watchdog, "_TICK", 0.05)
 
 
 @pytest.fixture

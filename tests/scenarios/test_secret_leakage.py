@@ -108,8 +108,8 @@ class Hunt:
             self.sinks[sink].append(str(error))
             self.errors.append(error)
 
-    def show(self, thing):
-        """Render one object in every way."""
+    def show(self, thing, *, is_copied=True):
+        """Render one object in every way; what is machinery and no value is not copied."""
         self.add("repr", repr, thing)
         self.add("str", str, thing)
         self.add("format", "{:>80}".format, thing)
@@ -127,8 +127,9 @@ class Hunt:
         self.add("json", lambda: json.dumps(thing, default=repr))
         for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
             self.add("pickle", pickle.dumps, thing, protocol)
-        self.add("copy", lambda: repr(copy.copy(thing)))
-        self.add("deepcopy", lambda: repr(copy.deepcopy(thing)))
+        if is_copied:
+            self.add("copy", lambda: repr(copy.copy(thing)))
+            self.add("deepcopy", lambda: repr(copy.deepcopy(thing)))
         logging.getLogger("walk").info("%s %r", thing, thing, extra={"thing": thing})
         warnings.warn(f"{thing} {thing!r}", UserWarning, stacklevel=1)
 
@@ -233,15 +234,18 @@ def walk(hunt, folder, backend):
             slots = list(grant.slots.values())
             identity = grant.identity
             for thing in [
-                jit, block, grant, handle, token, bearer, session, auth, identity, identity.key, token._key,
-                token._minted, token._gate, grant.runtime, grant.runtime.settings, grant.runtime.watchdog,
-                grant.runtime.journal, grant.runtime.audit, handle._secret, bearer._token, backend.admin_token,
-                *slots, *[s.ref for s in slots], *[s.order for s in slots], *[s.plan for s in slots],
-                *jit._issuers.values(), grant.declaration, grant.subject, jitwi.AsyncGrant(grant), [handle, token],
-                {"a": handle}, (Secret("x" * 30),), backend,
+                jit, block, grant, handle, token, bearer, session._session, auth, identity, identity.key, token._key,
+                token._minted, grant.runtime.settings, handle._secret, bearer._token, backend.admin_token,
+                *[s.ref for s in slots], *[s.order for s in slots], *[s.plan for s in slots],
+                grant.declaration, grant.subject, jitwi.AsyncGrant(grant), [handle, token],
+                {"a": handle}, (Secret("x" * 30),),
                 grant.runtime.identity.jwt_svid("https://orders.example.org"),
             ]:  # fmt: skip
                 hunt.show(thing)
+            machinery = [grant.runtime, token._gate, session, backend, *slots, *jit._issuers.values()]
+            rooms = ("watchdog", "journal", "audit", "endings", "policies", "registry", "identity")
+            for thing in [*machinery, *[getattr(grant.runtime, room) for room in rooms]]:
+                hunt.show(thing, is_copied=False)
             # refused uses
             for action, resource in (("a", OTHER), ("no", ORDER), ("missing", ORDER)):
                 hunt.raises(handle.use, action, resource)
@@ -289,7 +293,7 @@ def walk(hunt, folder, backend):
             handle.open_session,
         ):
             hunt.raises(attempt)
-        for thing in (handle, token, bearer, session, auth, block, *slots, *[s.ref for s in slots]):
+        for thing in (handle, token, bearer, auth, block, *[s.ref for s in slots]):
             hunt.show(thing)
         hunt.raises(identity.key.sign, "no bytes")
         grant.runtime.identity.withdraw()
@@ -360,7 +364,7 @@ def asyncio_debug(hunt, jit):
             token = await grant.credential("api")
             hunt.canaries.add("second credential", handle._secret.reveal())
             hunt.show(grant)
-            hunt.show(asyncio.current_task())
+            hunt.show(asyncio.current_task(), is_copied=False)
             token.headers("GET", URL, "t", ORDER)
             hunt.canaries.add("second task token", token._minted.text)
             await asyncio.to_thread(handle.use, "a", ORDER)
@@ -483,11 +487,11 @@ def test_a_live_source_shows_no_key_and_no_token_whatever_the_agent_sends(caplog
         with warnings.catch_warnings(), FakeWorkloadApi("spiffe://example.org/a") as agent:
             warnings.simplefilter("ignore")
             source = WorkloadApiSource(endpoint=agent.socket)
-            source.subscribe(hunt.show)
+            source.subscribe(lambda event: hunt.show(event, is_copied=False))
             source.start()
             identity = source.identity(timeout=10)
             hunt.canaries.add_key("SVID key", identity.key._LeafKey__key)
-            hunt.show(source)
+            hunt.show(source, is_copied=False)
             hunt.show(identity)
             good = source.jwt_svid("https://orders.example.org", timeout=5)
             hunt.canaries.add("JWT-SVID", good.token.reveal())

@@ -350,6 +350,12 @@ def test_closed(journal, record):
     assert reason(caught) == "closed"
 
 
+def test_interrupted_before_it_is_made():
+    """What an interrupt left half made is collected without a word."""
+    half = object.__new__(jitwi.journal.sqlite._PerProcess)
+    half.__del__()
+
+
 def test_closed_in_the_middle_of_a_call(journal, record, monkeypatch):
     """`close()` does not wait for ever for a thread that uses the connection: that one closes it then."""
     monkeypatch.setattr("jitwi.journal.sqlite.BUSY_SECONDS", 0.05)

@@ -337,6 +337,12 @@ def test_a_thread_waits_no_longer(ledger, clock, monkeypatch) -> None:
     assert error.reasons == ("state-busy",)
 
 
+def test_interrupted_before_it_is_made() -> None:
+    """What an interrupt left half made is collected without a word."""
+    half = object.__new__(jitwi.state.sqlite._PerProcess)
+    half.__del__()
+
+
 def test_closed_in_the_middle_of_a_call(ledger, monkeypatch) -> None:
     """`close()` does not wait for ever for a thread that uses the connection: that one closes it then."""
     monkeypatch.setattr("jitwi.state.sqlite.BUSY_SECONDS", 0.05)
