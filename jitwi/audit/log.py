@@ -36,6 +36,7 @@ from jitwi.audit.spool import Job
 from jitwi.audit.writer import Writer, typed
 from jitwi.clock import Clock, SystemClock
 from jitwi.errors import AuditError, ConfigurationError
+from jitwi.secret import NoCopy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,7 +75,7 @@ def _forked() -> None:
         log._start_over()  # noqa: SLF001 - the same module
 
 
-class AuditLog:
+class AuditLog(NoCopy):
     """Implements the `Audit` port on a folder of hash chains.
 
     Args:

@@ -26,6 +26,7 @@ from jitwi.errors import JournalError
 from jitwi.journal import rows
 from jitwi.journal.due import is_waiting
 from jitwi.journal.record import LeaseStatus
+from jitwi.secret import NoCopy
 
 if TYPE_CHECKING:
     import sqlite3
@@ -69,7 +70,7 @@ class _PerProcess:
             _INHERITED.append(connection)
 
 
-class SqliteJournal:
+class SqliteJournal(NoCopy):
     """The journal of one host. No I/O before the first call; safe in threads, processes and after a fork.
 
     Args:

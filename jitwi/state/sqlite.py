@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from jitwi.errors import SharedStateError
+from jitwi.secret import NoCopy
 from jitwi.state.folder import FileId, create_file, file_id, require_folder
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class _PerProcess:
             _INHERITED.append(connection)
 
 
-class SqliteStore:
+class SqliteStore(NoCopy):
     """A SQLite file in a checked folder.
 
     Args:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from jitwi.errors import EvidenceError
 from jitwi.tokens import MalformedEvidenceError, ProofError, TaskTokenVerifier, TokenError, verify_proof
-from jitwi.tokens.jose import b64url_decode, b64url_encode
+from jitwi.tokens.jose import b64url_decode, b64url_encode, parse_jws
+from jitwi.tokens.task_token import PROFILE as TOKEN_PROFILE
 
 NOW = 1_800_000_000.0
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -198,6 +199,14 @@ def test_forged_tokens(lab) -> None:
             except TokenError:
                 pass
     assert accepted == []
+
+
+@pytest.mark.parametrize(("depth", "is_read"), [(63, True), (64, False), (900, False), (4_000, False)])
+def test_nesting_is_bounded_on_every_version_of_python(lab, depth: int, is_read: bool) -> None:
+    """An object may be nested 64 deep, brackets within text not counted, however deep the interpreter could go."""
+    payload = '{"a":' + "[" * depth + '"[[[["' + "]" * depth + "}"
+    with contextlib.nullcontext() if is_read else pytest.raises(MalformedEvidenceError):
+        parse_jws(lab.forge(payload_text=payload), TOKEN_PROFILE)
 
 
 def test_confused_documents(lab) -> None:
