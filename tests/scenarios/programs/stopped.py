@@ -20,6 +20,7 @@ from jitwi.testing import BackendIssuer
 def main():
     """Open, say so, wait."""
     how, address, token, state = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have left it ignored
     store = PolicyStore.from_text(
         policies="permit (principal, action, resource);",
         schema="namespace S { entity O; action a appliesTo { principal: [Jitwi::Workload], resource: [O],"
