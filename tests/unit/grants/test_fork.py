@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import select
+import sys
+import threading
 
 import pytest
 
@@ -38,7 +40,21 @@ def run_in_child(fork, work):
         os.waitpid(pid, 0)
 
 
-FORKS = {"os.fork": os.fork, "libc": lambda: ctypes.CDLL(None).fork()}
+def libc_fork():
+    """Fork without Python's hooks, the interpreter's lock held and, for that moment, asked for by no other thread.
+
+    In the child nobody would ever take it over: the interpreter itself would wait for that, before any code of ours.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60.0)
+    threading.Event().wait(0.05)
+    try:
+        return ctypes.PyDLL(None).fork()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+FORKS = {"os.fork": os.fork, "libc": libc_fork}
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
