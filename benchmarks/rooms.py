@@ -48,7 +48,7 @@ def cases(world: World) -> list[Case]:
         "resource": {"type": BOX.type, "id": BOX.id},
         "context": decision.context,
     }
-    policies, schema = snapshot._policies, snapshot._schema  # noqa: SLF001 - the same
+    policies, schema = snapshot._whole.handle, snapshot._schema  # noqa: SLF001 - the same
     log = AuditLog(world.folder / "line")
     world.at_end(log.close)
     grant: jitwi.Grant = world.own(world.jit.task(NAME, permissions={"act0": BOX}, **TASK))

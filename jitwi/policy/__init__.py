@@ -9,8 +9,9 @@ from jitwi.policy.context import NO_TASK, bounded_json, task_json
 from jitwi.policy.decision import ActionShape, Decision, DecisionPoint, Evidence, Facts, Question
 from jitwi.policy.entities import EntityRecord
 from jitwi.policy.folder import write_manifest
+from jitwi.policy.loaded import PolicyInfo
 from jitwi.policy.provider import EntityProvider
-from jitwi.policy.snapshot import PolicyInfo, PolicySnapshot
+from jitwi.policy.snapshot import PolicySnapshot
 from jitwi.policy.store import PolicyEvent, PolicyStore
 from jitwi.policy.task_classes import TaskClass, TaskClasses
 

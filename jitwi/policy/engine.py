@@ -17,7 +17,7 @@ import cedarpy
 from jitwi.errors import PolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "Answer",
@@ -28,9 +28,11 @@ __all__ = [
     "ask",
     "invalid_policies",
     "on_large_stack",
+    "parents_of",
     "parse_entities",
     "parse_policies",
     "parse_schema",
+    "parse_slice",
     "require_self_test",
 ]
 
@@ -42,6 +44,7 @@ MAX_ERRORS = 8
 MAX_ERROR_CHARS = 256
 _STACK_BYTES = 64 * 2**20
 _LOAD_SECONDS = 120.0
+_FEW = 50
 _T = TypeVar("_T")
 
 
@@ -100,6 +103,19 @@ def parse_policies(text: str) -> PoliciesHandle:
         EngineError: They are not policies.
     """
     return _call(cedarpy.PolicySet.from_str, text, release_gil=True)
+
+
+def parse_slice(texts: Sequence[str]) -> PoliciesHandle:
+    """Parse some policies of a set that was parsed before; their ids are `policy0`, `policy1`, ... in this order.
+
+    Raises:
+        EngineError: They are not one policy each.
+    """
+    # Giving the GIL away and getting it back costs more than a few policies do.
+    handle = _call(cedarpy.PolicySet.from_str, "\n".join(texts), release_gil=len(texts) > _FEW)
+    if len(handle) != len(texts) or handle.templates():
+        raise EngineError(f"{len(texts)} policies are {len(handle)} without the others", reasons=("slice",))
+    return handle
 
 
 def parse_entities(text: str, schema: SchemaHandle) -> EntitiesHandle:
@@ -288,3 +304,25 @@ def actions_of(schema: SchemaHandle) -> set[tuple[str, str]]:
     """
     listed = _call(json.loads, _call(str, parse_entities("[]", schema)))
     return {(entity["uid"]["type"], entity["uid"]["id"]) for entity in listed}
+
+
+def parents_of(entities: EntitiesHandle) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
+    """Return what each entity of a handle is in, as the engine prints it; those that are in nothing are left out.
+
+    Args:
+        entities: Handle; it also holds the actions of the schema that it was built with.
+
+    Raises:
+        EngineError: The engine failed, or prints something else than entities.
+    """
+    listed = _call(json.loads, _call(str, entities))
+    try:
+        return {
+            (entity["uid"]["type"], entity["uid"]["id"]): tuple(
+                (each["type"], each["id"]) for each in entity["parents"]
+            )
+            for entity in listed
+            if entity["parents"]
+        }
+    except (KeyError, TypeError) as exc:
+        raise EngineError("the engine prints entities in another form", reasons=("entities",)) from exc

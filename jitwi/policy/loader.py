@@ -17,9 +17,10 @@ from jitwi.policy.context import ContextBuilder
 from jitwi.policy.decision import ActionShape
 from jitwi.policy.entities import EntityStore, Record, read_entities
 from jitwi.policy.folder import ENTITIES, MAX_POLICY_BYTES, MAX_SCHEMA_BYTES, TASKS
+from jitwi.policy.loaded import Asked, Loaded, PolicyInfo
 from jitwi.policy.schema import ActionType, Schema, read_schema
 from jitwi.policy.schema_text import SchemaText, check_types, scan_schema
-from jitwi.policy.snapshot import Asked, Loaded, PolicyInfo
+from jitwi.policy.slice import ScopeIndex
 from jitwi.policy.task_classes import TaskClasses, read_task_classes
 from jitwi.policy.text import PolicyText, check_text, line_at, refusal, scan_policies, tokens
 from jitwi.spiffe_id import SpiffeId, TrustDomain
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 MAX_ID_BYTES = 256
+MAX_WITHOUT_INDEX = 16
+"""Policies of a set, ours included, up to which all are evaluated each time: an index would gain nothing."""
+MAX_SLICE_DEPTH = 12
+MAX_SLICE_TOKENS = 2_000
+"""Slices are parsed and dropped on the stack of whoever asks: 256 KiB hold 16 levels, or chains of 8,000 tokens."""
+_UNSLICED = (
+    "{0.path}:{0.line}: policy `{0.id}` is so long or deeply nested that a request which its scope fits evaluates the "
+    "whole set: split it"
+)
 _END_OF_INPUT = "end of input"
 
 
@@ -84,6 +94,8 @@ def _load(sources: Sources, *, has_provider: bool) -> Loaded:
     _check_set(sources, policy_texts)
     text = "\n".join([*(each for _, each in sources.policies), vocabulary.built_in_policies()])
     policies = _policies(text, sources, schema, infos)
+    index, texts, unsliced = _index(sources, policy_texts, built_in)
+    warnings += [_UNSLICED.format(infos[each]) for each in sorted(unsliced)]
     # 5. The entities against it.
     records: Mapping[Entity, Record] = {}
     if sources.entities is not None:
@@ -103,6 +115,9 @@ def _load(sources: Sources, *, has_provider: bool) -> Loaded:
     return Loaded(
         policies=policies,
         policy_infos=tuple(infos),
+        texts=texts,
+        index=index,
+        unsliced=unsliced,
         schema=schema,
         shape=shape,
         entities=EntityStore(records, shape),
@@ -232,7 +247,7 @@ def _first_bad_line(text: str, path: str, complain: Callable[[str], str]) -> int
 def _infos(sources: Sources, own: Sequence[PolicyText], built_in: Sequence[PolicyText]) -> list[PolicyInfo]:
     seen: dict[str, PolicyText] = {}
     infos: list[PolicyInfo] = []
-    for policy in (*own, *built_in):
+    for place, policy in enumerate((*own, *built_in)):
         name = policy.path.removeprefix(f"{sources.root}/") if sources.root else policy.path
         identifier = policy.annotations.get("id") or f"{name}:{policy.position}"
         if len(identifier.encode()) > MAX_ID_BYTES or not identifier.isprintable():
@@ -243,10 +258,10 @@ def _infos(sources: Sources, own: Sequence[PolicyText], built_in: Sequence[Polic
                 reason="policy-id",
                 remedy="use a short, plain `@id`",
             )
-        infos.append(PolicyInfo(identifier, policy.effect, policy.path, policy.line, policy in built_in))
+        infos.append(PolicyInfo(identifier, policy.effect, policy.path, policy.line, place >= len(own)))
         other = seen.setdefault(identifier, policy)
         if other is not policy:
-            mine, theirs = (policy, other) if policy not in built_in else (other, policy)
+            mine, theirs = (policy, other) if place < len(own) else (other, policy)
             raise refusal(
                 f"`@id` `{identifier}` is also at {theirs.path}:{theirs.line}",
                 path=mine.path,
@@ -338,6 +353,25 @@ def _policies(
             remedy=remedy,
         )
     return handle
+
+
+def _index(
+    sources: Sources, own: Sequence[PolicyText], built_in: Sequence[PolicyText]
+) -> tuple[ScopeIndex | None, tuple[str, ...], frozenset[int]]:
+    """Scopes, texts, and the positions of policies that are not parsed again outside of a load."""
+    policies = [*own, *built_in]
+    if len(policies) <= MAX_WITHOUT_INDEX:
+        return None, (), frozenset()
+    files = {sources.path(name): text for name, text in sources.policies}
+    ours = vocabulary.built_in_policies()
+    texts = [files[policy.path][policy.start : policy.end] for policy in own]
+    texts += [ours[policy.start : policy.end] for policy in built_in]
+    unsliced = frozenset(
+        position
+        for position, policy in enumerate(policies)
+        if policy.depth > MAX_SLICE_DEPTH or policy.size > MAX_SLICE_TOKENS
+    )
+    return ScopeIndex([policy.scope for policy in policies]), tuple(texts), unsliced
 
 
 def _policy_place(sources: Sources) -> tuple[str, int]:

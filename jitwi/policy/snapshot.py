@@ -17,9 +17,11 @@ import attrs
 from jitwi.errors import JitwiError, PolicyEvaluationError, PolicyStaleError
 from jitwi.policy import engine
 from jitwi.policy.context import ContextError
-from jitwi.policy.decision import ActionShape, Decision
+from jitwi.policy.decision import Decision
 from jitwi.policy.entities import MAX_CLOSURE, Record, RecordError, check_ancestry, compile_record, workload_record
 from jitwi.policy.provider import ProviderError
+from jitwi.policy.slice import ancestors
+from jitwi.policy.slices import PolicySlice, PolicySlices
 from jitwi.policy.vocabulary import ISSUER, OBTAIN
 from jitwi.task import Entity, Task
 
@@ -27,87 +29,21 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from jitwi.clock import Clock
-    from jitwi.policy.context import ContextBuilder
-    from jitwi.policy.decision import Facts
-    from jitwi.policy.entities import EntityStore
+    from jitwi.policy.decision import ActionShape, Facts
+    from jitwi.policy.loaded import Asked, Loaded, PolicyInfo
     from jitwi.policy.provider import EntityProvider, ProviderThreads
-    from jitwi.policy.schema import Schema
+    from jitwi.policy.slice import Uid
     from jitwi.policy.task_classes import TaskClasses
     from jitwi.spiffe_id import SpiffeId
 
-__all__ = ["Asked", "Loaded", "PolicyInfo", "PolicySnapshot"]
+__all__ = ["PolicySnapshot"]
 
 MAX_HANDLES = 256
 """Entities handles of one generation; two generations are kept."""
 MAX_ROUNDS = 16
 """How often a provider is asked for one decision, each time for what the last answer referred to."""
-_ENGINE_ID = re.compile(r"`(policy[0-9]+)`")
 _VALUE = re.compile(r"`[-0-9\"{\[].*`", re.DOTALL)
 """Values that the engine quotes: they may come from `input`, which is not for every reader of a record."""
-
-
-@attrs.frozen
-class PolicyInfo:
-    """One policy of a set, for lint, explain and the record.
-
-    Args:
-        id: Its `@id`, or `file:position` where it has none.
-        effect: `permit` or `forbid`.
-        path: Its file.
-        line: Its line.
-        is_built_in: True for those that jitwi brings.
-    """
-
-    id: str
-    effect: str
-    path: str
-    line: int
-    is_built_in: bool = False
-
-
-@attrs.frozen
-class Asked:
-    """What is ready for questions about one action."""
-
-    shape: ActionShape
-    request: Mapping[str, str]
-    context: ContextBuilder
-    with_facts: frozenset[str]
-
-
-@attrs.frozen(eq=False)
-class Loaded:
-    """Everything that a load produces.
-
-    Args:
-        policies: Handle.
-        policy_infos: In the engine's order: `policy0`, `policy1`, ...
-        schema: Handle.
-        shape: What the schema says.
-        entities: The store's own records.
-        literals: Entities that conditions of policies name.
-        actions: What can be asked.
-        action_names: Every spelling of an action's name -> actions.
-        task_classes: Registered classes.
-        digest: Of policies, schema and task classes.
-        schema_digest: Of the schema alone.
-        entities_digest: Of the store's own records.
-        warnings: What is allowed and still worth a look.
-    """
-
-    policies: engine.PoliciesHandle
-    policy_infos: tuple[PolicyInfo, ...]
-    schema: engine.SchemaHandle
-    shape: Schema
-    entities: EntityStore
-    literals: tuple[Entity, ...]
-    actions: Mapping[Entity, Asked]
-    action_names: Mapping[str, tuple[Entity, ...]]
-    task_classes: TaskClasses
-    digest: str
-    schema_digest: str
-    entities_digest: str
-    warnings: tuple[str, ...]
 
 
 @attrs.frozen(eq=False)
@@ -117,6 +53,13 @@ class _Ready:
     handle: engine.EntitiesHandle
     principal: Mapping[str, str]
     digest: str
+    _above: list[Mapping[Uid, tuple[Uid, ...]]] = attrs.field(factory=list, init=False)
+
+    def ancestors(self, uid: Uid) -> set[Uid]:
+        """What `uid` is in, by this very handle: it alone holds the action groups as the engine sees them."""
+        if not self._above:
+            self._above.append(engine.parents_of(self.handle))
+        return ancestors(uid, self._above[0])
 
 
 class _DeniedError(Exception):
@@ -149,21 +92,21 @@ class PolicySnapshot:
         provider_timeout: float = 1.0,
     ) -> None:
         self._loaded = loaded
-        self._policies = loaded.policies
         self._schema = loaded.schema
         self._actions = loaded.actions
         self._clock = clock
         self._provider = provider
         self._threads = threads
         self._provider_timeout = provider_timeout
-        self._ids = {f"policy{index}": info.id for index, info in enumerate(loaded.policy_infos)}
+        self._whole = PolicySlice(loaded.policies, tuple(info.id for info in loaded.policy_infos))
+        self._slices = None if loaded.index is None else PolicySlices(loaded, loaded.index, self._whole)
         self._is_stale = False
         # Two generations and no lock: a lock would outlive a fork, and losing an entry costs one rebuild.
         self._ready: dict[tuple[str, str, str], _Ready] = {}
         self._older: dict[tuple[str, str, str], _Ready] = {}
 
     def __repr__(self) -> str:
-        return f"<PolicySnapshot {self.digest[:12]} policies={len(self._ids)}{' stale' if self._is_stale else ''}>"
+        return f"<PolicySnapshot {self.digest[:12]} policies={self.policy_count}{' stale' if self._is_stale else ''}>"
 
     @property
     def digest(self) -> str:
@@ -188,7 +131,7 @@ class PolicySnapshot:
     @property
     def policy_count(self) -> int:
         """How many policies, the built-in ones included."""
-        return len(self._ids)
+        return len(self._loaded.policy_infos)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -368,6 +311,8 @@ class PolicySnapshot:
                 return self._deny("not-applicable", f"`{action.action}` does not apply to a `{resource.type}`")
             sent, context = asked.context.build(facts)
             ready = self._entities(principal, resource, has_facts=resource.type in asked.with_facts)
+            whole, slices = self._whole, self._slices
+            used = whole if slices is None else slices.choose(ready, action.action, resource)
             answer = engine.ask(
                 {
                     "principal": ready.principal,
@@ -375,16 +320,16 @@ class PolicySnapshot:
                     "resource": {"type": resource.type, "id": resource.id},
                     "context": sent,
                 },
-                self._policies,
+                used.handle,
                 ready.handle,
                 self._schema,
             )
             if answer.errors or answer.reason == "no-decision":
-                return self._failed(answer, asked, facts, ready.digest, context)
+                return self._failed(answer, used, asked, facts, ready.digest, context)
             return Decision(
                 answer.is_allowed,
                 answer.reason,
-                self._named(answer),
+                used.named(answer.determining, answer.annotated),
                 (),
                 self._loaded.digest,
                 ready.digest,
@@ -399,20 +344,16 @@ class PolicySnapshot:
         except Exception as exc:  # noqa: BLE001 - whatever a request provokes is a deny
             return self._deny("bad-request", type(exc).__name__, context)
 
-    def _named(self, answer: engine.Answer) -> tuple[str, ...]:
-        annotated, ids = answer.annotated, self._ids
-        return tuple(sorted([annotated.get(each) or ids.get(each, each) for each in answer.determining]))
-
-    def _failed(self, answer: engine.Answer, asked: Asked, facts: Facts, digest: str, context: str) -> Decision:
+    def _failed(
+        self, answer: engine.Answer, used: PolicySlice, asked: Asked, facts: Facts, digest: str, context: str
+    ) -> Decision:
         """A deny by errors, told in the reader's words."""
-        errors = tuple(
-            _ENGINE_ID.sub(lambda found: f"`{self._ids.get(found[1], found[1])}`", _VALUE.sub("`...`", error))
-            for error in answer.errors
-        )
+        errors = tuple(used.told(_VALUE.sub("`...`", error)) for error in answer.errors)
         reason = answer.reason
         if reason == "no-decision" and (why := asked.context.explain(facts)):
             reason, errors = "bad-input", (why,)
-        return Decision(False, reason, self._named(answer), errors, self._loaded.digest, digest, context)  # noqa: FBT003
+        named = used.named(answer.determining, answer.annotated)
+        return Decision(False, reason, named, errors, self._loaded.digest, digest, context)  # noqa: FBT003
 
     def _deny(self, reason: str, error: str = "", context: str = "") -> Decision:
         errors = (error[: engine.MAX_ERROR_CHARS],) if error else ()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import attrs
 
 from jitwi.errors import InvalidPolicyError
+from jitwi.policy.slice import ANY, ANY_SCOPE, Key, Scope, eq_key, in_key, is_in_key, is_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ __all__ = [
     "check_json_text",
     "check_text",
     "line_at",
+    "read_scope",
     "refusal",
     "scan_policies",
     "tokens",
@@ -96,6 +98,9 @@ class PolicyText:
         condition_uids: Entity literals outside of the scope, as (type, id): what evaluation may look at.
         scope_uids: Entity literals in the scope.
         has_slot: True if it holds a template slot.
+        scope: What its scope asks for; over-approximated where it is not plain.
+        depth: Its deepest nesting, as a recursive parser meets it.
+        size: Its tokens.
     """
 
     path: str
@@ -108,6 +113,9 @@ class PolicyText:
     condition_uids: frozenset[tuple[str, str]]
     scope_uids: frozenset[tuple[str, str]]
     has_slot: bool
+    scope: Scope
+    depth: int
+    size: int
 
 
 def refusal(message: str, *, path: str, line: int = 0, reason: str, remedy: str = "") -> InvalidPolicyError:
@@ -241,12 +249,13 @@ def unescape(quoted: str) -> str:
 class _Depth:
     """Nesting as a recursive parser meets it: brackets, `if` chains and member chains."""
 
-    __slots__ = ("_chains", "_ifs", "_total")
+    __slots__ = ("_chains", "_ifs", "_total", "deepest")
 
     def __init__(self) -> None:
         self._ifs = [0]
         self._chains = [0]
         self._total = 0
+        self.deepest = 0
 
     @property
     def brackets(self) -> int:
@@ -276,7 +285,9 @@ class _Depth:
             self._chains[-1] = 0
         elif token.kind == "sign":
             self._chains[-1] = 0
-        return self._total + self._chains[-1] <= MAX_NESTING
+        depth = self._total + self._chains[-1]
+        self.deepest = max(self.deepest, depth)
+        return depth <= MAX_NESTING
 
 
 def scan_policies(text: str, path: str) -> list[PolicyText]:
@@ -300,7 +311,7 @@ def scan_policies(text: str, path: str) -> list[PolicyText]:
         before = token
         statement.append(token)
         if token.value == ";" and not depth.brackets:
-            found.append(_policy(statement, path, lines, len(found) + 1))
+            found.append(_policy(statement, path, lines, len(found) + 1, depth.deepest))
             statement = []
             depth = _Depth()
     if statement:
@@ -314,7 +325,7 @@ def scan_policies(text: str, path: str) -> list[PolicyText]:
     return found
 
 
-def _policy(statement: Sequence[Token], path: str, lines: Lines, position: int) -> PolicyText:
+def _policy(statement: Sequence[Token], path: str, lines: Lines, position: int, depth: int) -> PolicyText:
     line = lines.at(statement[0].start)
     annotations: dict[str, str] = {}
     at = 0
@@ -329,7 +340,8 @@ def _policy(statement: Sequence[Token], path: str, lines: Lines, position: int) 
             annotations[name] = value
         effect = statement[at].value if at < len(statement) else ""
         scope_end = _scope_end(statement, at)
-        scope, conditions = _uids(statement[:scope_end]), _uids(statement[scope_end:])
+        uids, conditions = _uids(statement[:scope_end]), _uids(statement[scope_end:])
+        scope = read_scope(statement[at + 1 : scope_end])
     except ValueError as exc:
         raise refusal(str(exc), path=path, line=line, reason="syntax", remedy="correct the escape") from exc
     return PolicyText(
@@ -341,8 +353,11 @@ def _policy(statement: Sequence[Token], path: str, lines: Lines, position: int) 
         effect=effect if effect in {"permit", "forbid"} else "",
         annotations=annotations,
         condition_uids=conditions,
-        scope_uids=scope,
+        scope_uids=uids,
         has_slot=any(token.value == "?" for token in statement),
+        scope=scope,
+        depth=depth,
+        size=len(statement),
     )
 
 
@@ -378,3 +393,74 @@ def _uids(statement: Sequence[Token]) -> frozenset[tuple[str, str]]:
             names.clear()
             joined = False
     return frozenset(found)
+
+
+def read_scope(statement: Sequence[Token]) -> Scope:
+    """Read `(principal ..., action ..., resource ...)`; whatever is not plain is filed as matching everything.
+
+    Args:
+        statement: The tokens of the scope, with its brackets.
+
+    Raises:
+        ValueError: An escape that Cedar does not know.
+    """
+    if len(statement) < 2 or statement[0].value != "(" or statement[-1].value != ")":  # noqa: PLR2004
+        return ANY_SCOPE
+    parts = _parts(statement[1:-1])
+    if [part[0].value if part else "" for part in parts] != ["principal", "action", "resource"]:
+        return ANY_SCOPE
+    principal, action, resource = (part[1:] for part in parts)
+    return Scope(_entity_key(principal), _action_keys(action), _entity_key(resource))
+
+
+def _parts(statement: Sequence[Token]) -> list[list[Token]]:
+    """Split at the commas outside of brackets; one at the end adds no part."""
+    parts: list[list[Token]] = [[]]
+    level = 0
+    for token in statement:
+        level += (token.value in OPENING) - (token.value in CLOSING)
+        if token.value == "," and not level:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts if parts[-1] else parts[:-1]
+
+
+def _entity_key(condition: Sequence[Token]) -> Key:
+    """Of `== uid`, `in uid`, `is T`, `is T in uid`, or nothing."""
+    sign = condition[0].value if condition else ""
+    if sign in {"==", "in"} and (uid := _uid(condition[1:])) is not None:
+        return (eq_key if sign == "==" else in_key)(uid)
+    if sign == "is":
+        at = next((index for index, token in enumerate(condition) if token.value == "in"), len(condition))
+        kind = _name(condition[1:at])
+        if kind and at == len(condition):
+            return is_key(kind)
+        if kind and (uid := _uid(condition[at + 1 :])) is not None:
+            return is_in_key(kind, uid)
+    return ANY
+
+
+def _action_keys(condition: Sequence[Token]) -> tuple[Key, ...]:
+    """Of `== uid`, `in uid`, `in [uid, ...]`, or nothing; none for `in []`, which never matches."""
+    values = [token.value for token in condition[:2]]
+    if values == ["in", "["] and condition[-1].value == "]":
+        uids = [_uid(part) for part in _parts(condition[2:-1])]
+        known = [in_key(uid) for uid in uids if uid is not None]
+        return tuple(known) if len(known) == len(uids) else (ANY,)
+    return (_entity_key(condition) if values[:1] != ["is"] else ANY,)
+
+
+def _uid(literal: Sequence[Token]) -> tuple[str, str] | None:
+    if len(literal) < 3 or literal[-1].kind != "text" or literal[-2].value != "::":  # noqa: PLR2004
+        return None
+    kind = _name(literal[:-2])
+    return (kind, unescape(literal[-1].value)) if kind else None
+
+
+def _name(path: Sequence[Token]) -> str:
+    """`A::B`, or empty where it is no plain name."""
+    for index, token in enumerate(path):
+        if (token.value != "::") if index % 2 else (token.kind != "word"):
+            return ""
+    return "".join(token.value for token in path) if len(path) % 2 else ""

@@ -33,7 +33,7 @@ def test_a_decision_costs_little_more_than_the_engine(shop) -> None:
     }
 
     def bare() -> bool:
-        return cedarpy.is_authorized(request, snapshot._policies, ready.handle, snapshot._schema).allowed
+        return cedarpy.is_authorized(request, snapshot._whole.handle, ready.handle, snapshot._schema).allowed
 
     def ours() -> bool:
         return snapshot.decide(shop.caller, shape, shop.order, facts).is_allowed
