@@ -51,6 +51,18 @@ def test_odd_x509_entry(ca: TestCa, x5c: object) -> None:
     assert bundle.x509.digest == ca.x509_bundle.digest
 
 
+@pytest.mark.parametrize("family", [[], {}, ["EC"], None, 1, True, "ec"])
+def test_odd_family(ca: TestCa, family: object) -> None:
+    """TB-4: an entry whose `kty` is of another type, or not known, is ignored, and does not kill the set."""
+    document = _document(ca)
+    for entry in [dict(key) for key in document["keys"]]:
+        document["keys"].insert(0, entry | {"kty": family, "kid": "odd"})
+    bundle = parse_spiffe_bundle(TD, json.dumps(document))
+    assert bundle.x509 is not None
+    assert bundle.x509.digest == ca.x509_bundle.digest
+    assert bundle.jwt.digest == ca.jwt_bundle.digest
+
+
 def test_only_the_first_of_x5c(ca: TestCa) -> None:
     """X-9: only the first value of `x5c` is an authority."""
     document = _document(ca)
