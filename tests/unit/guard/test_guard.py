@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -565,6 +566,22 @@ def test_new_store_refuses_older_proofs(lab, folder) -> None:
     assert fresh.check(plain.request("refund", ORDER), "refund", ORDER)
     _refused(lab, limited.request("refund", ORDER), g.ForgottenError, guard=fresh)
     assert fresh.check(lab.caller(max_uses=5).request("refund", ORDER), "refund", ORDER)
+
+
+def test_memory_taken_away_and_made_anew_by_an_older_guard(lab, folder) -> None:
+    """Once a Guard misses its memory, no Guard of this audience accepts what may have been shown or counted before."""
+    older = lab.another_guard()
+    lab.clock.advance(20)
+    caller, limited = lab.caller(), lab.caller(max_uses=1)
+    shown = caller.request("refund", ORDER)
+    lab.guard.check(shown, "refund", ORDER)
+    limited.call("refund", ORDER)
+    shutil.rmtree(folder / "guard")
+    lab.clock.advance(2)
+    assert older.check(caller.request("refund", ORDER), "refund", ORDER)
+    _refused(lab, shown, g.ForgottenProofError)
+    _refused(lab, shown, g.ForgottenProofError, guard=older)
+    _refused(lab, limited.request("refund", ORDER), g.ForgottenError, guard=older)
 
 
 def test_store_that_cannot_answer_is_a_deny(lab) -> None:

@@ -172,6 +172,27 @@ def test_store_taken_away_is_noticed(folder, ledger, clock) -> None:
     assert ledger.created_at == clock.wall
 
 
+def test_store_that_somebody_else_made_anew_is_noticed(folder, ledger, clock) -> None:
+    """A store that was taken away is missed also where an older object, that knew nothing of it, made the next one."""
+    older = SqliteProofLedger(folder, clock=clock, since=clock.wall)
+    clock.forward(50)
+    end = clock.wall + 1000
+    assert ledger.first_seen("a", expires_at=end)
+    for file in folder.iterdir():
+        file.unlink()
+    clock.forward(10)
+    with closing(older):
+        assert older.created_at == clock.wall - 60
+        assert ledger.created_at == clock.wall
+        assert older.created_at == clock.wall
+        clock.forward(10)
+        assert ledger.first_seen("b", expires_at=end)
+        assert older.created_at == ledger.created_at == clock.wall - 10
+    ledger.close()
+    with closing(SqliteProofLedger(folder, clock=clock)) as later:
+        assert later.created_at == clock.wall - 10
+
+
 def test_restart_of_the_machine_makes_it_new(folder, ledger, clock) -> None:
     """After a boot the last entries may be lost, so the store dates from this start, with its counts kept."""
     assert ledger.reserve("k", limit=1, expires_at=clock.wall + 600) == 1
