@@ -64,7 +64,7 @@ _SHOWN = 300
 class _Trail:
     """How far one check has come: what the record of a refusal can say."""
 
-    step: str = "request"
+    step: str = "start"
     token: VerifiedTaskToken | None = None
     proof: VerifiedProof | None = None
     owner: str | None = None
@@ -171,6 +171,7 @@ class Guard:
         Raises:
             EvidenceError: The evidence does not hold; the class names the step.
             AccessDeniedError: This side's policies say no.
+            ConfigurationError: `request` is no `Request`.
             SharedStateError: Replay, counts or endings cannot be told.
             AuditError: The decision could not be recorded.
             PolicyError: The policies are stale, or do not know the action.
@@ -191,11 +192,12 @@ class Guard:
         """
         trail = _Trail()
         parts = self._parts
-        parts.start()
-        now = self._clock.now()
         try:
+            parts.start()
+            now = self._clock.now()
             # 1 the request: exactly one token and one proof; the URL from our configuration and the request's path
-            _require_entity(resource)
+            trail.step = "request"
+            _require_request(request, resource)
             token_text, proof_text = evidence_of(request)
             url = target_of(request, self._origin)
             # 2 the token: form, chain by the current bundle of its own trust domain, audience, times, digest, scope
@@ -324,7 +326,10 @@ class Guard:
     def _record_refusal(self, trail: _Trail, error: BaseException) -> None:
         kind = error.code if isinstance(error, JitwiError) else type(error).__name__
         detail = error.message if isinstance(error, JitwiError) else "the check was cut short"
-        self._parts.audit.record_loss(
+        audit: Audit | None = getattr(self._parts, "audit", None)
+        if audit is None:  # it could not start, and says so to whoever starts it
+            return
+        audit.record_loss(
             GuardDenied(
                 None if trail.token is None else _subject(trail.token, trail.owner),
                 "" if trail.proof is None else trail.proof.jti,
@@ -337,7 +342,13 @@ class Guard:
         )
 
 
-def _require_entity(resource: object) -> None:
+def _require_request(request: object, resource: object) -> None:
+    if not isinstance(request, Request):
+        raise ConfigurationError(
+            f"a request is a `Request`, not `{type(request).__name__}`",
+            reasons=("request",),
+            remedy="build a `jitwi.guard.Request` from the framework's own",
+        )
     if not isinstance(resource, Entity):
         raise OutOfScopeError(f"a resource is an `Entity`, not `{type(resource).__name__}`", reasons=("type",))
 

@@ -584,6 +584,23 @@ def test_memory_taken_away_and_made_anew_by_an_older_guard(lab, folder) -> None:
     _refused(lab, limited.request("refund", ORDER), g.ForgottenError, guard=older)
 
 
+def test_refusal_before_the_first_step_is_on_record(lab, folder) -> None:
+    """A Guard that cannot start, or is closed, refuses on record too, as far as it has a record."""
+    unfit = lab.another_guard(state_dir=folder / "unfit")
+    (folder / "unfit" / "guard").mkdir(parents=True)
+    (folder / "unfit" / "guard").chmod(0o777)
+    request = lab.caller().request("refund", ORDER)
+    _refused(lab, request, SharedStateError, guard=unfit, step="start")
+    lab.guard.close()
+    _refused(lab, request, StateError, step="start")
+
+
+@pytest.mark.parametrize("request_", [None, "GET /", {}, object()])
+def test_not_a_request(lab, request_) -> None:
+    """Whatever else is given as the request is our error, on record, and 503."""
+    assert g.answer(_refused(lab, request_, ConfigurationError, step="request")).status == 503
+
+
 def test_store_that_cannot_answer_is_a_deny(lab) -> None:
     """Without replay, counts or endings nothing is allowed, and the answer is 503."""
     assert lab.caller().call("refund", ORDER)
