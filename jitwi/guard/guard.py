@@ -125,6 +125,7 @@ class Guard:
         self._origin = origin_of(audience, origin)
         self._window = proof_window.total_seconds()
         self._clock = clock or SystemClock()
+        self._used_read: tuple[PolicySnapshot | None, bool] = None, False
         self._parts = Parts(
             Settings(
                 audience=audience,
@@ -225,13 +226,14 @@ class Guard:
             trail.owner = task.owner
             # 8 memory: our store is as old as what it must remember
             trail.step = "memory"
-            _require_remembered(parts.ledger.created_at, token, proof)
+            is_used_read = self._is_used_read(snapshot)
+            _require_remembered(parts.ledger.created_at, token, proof, is_used_read=is_used_read)
             # 9 replay: shown once, and never again whatever follows
             trail.step = "replay"
             _require_first(parts, proof)
             # 10 limits: reserved here, given back on a deny
             trail.step = "limits"
-            counts = trail.counts = counting.reserve(parts.ledger, token, covering, count="used" in shape.keys)
+            counts = trail.counts = counting.reserve(parts.ledger, token, covering, count=is_used_read)
             # 11 decision: by our own policies and entities
             trail.step = "decision"
             facts = Facts(
@@ -323,6 +325,14 @@ class Guard:
         """For whom."""
         return f"<Guard {self._audience}>"
 
+    def _is_used_read(self, snapshot: PolicySnapshot) -> bool:
+        """Whether the context of any action declares `used`: then uses of every action count, as it is of the task."""
+        known, is_read = self._used_read
+        if known is not snapshot:
+            is_read = any("used" in each.keys for each in snapshot.actions)
+            self._used_read = snapshot, is_read
+        return is_read
+
     def _record_refusal(self, trail: _Trail, error: BaseException) -> None:
         kind = error.code if isinstance(error, JitwiError) else type(error).__name__
         detail = error.message if isinstance(error, JitwiError) else "the check was cut short"
@@ -389,17 +399,19 @@ def _require_class(snapshot: PolicySnapshot, token: VerifiedTaskToken) -> CallTa
     return CallTask(**facts, digest=token.task_digest)
 
 
-def _require_remembered(created_at: float, token: VerifiedTaskToken, proof: VerifiedProof) -> None:
+def _require_remembered(
+    created_at: float, token: VerifiedTaskToken, proof: VerifiedProof, *, is_used_read: bool
+) -> None:
     """Require that nothing was made before the store; both sides of the comparison are whole seconds."""
     since = int(created_at)
     if proof.issued_at < since:
         raise ForgottenProofError(
             "the proof is older than this Guard's memory", reasons=("older-than-store",), remedy="make a fresh proof"
         )
-    limited = token.max_uses is not None or any(p.max_uses is not None for p in token.permissions)
-    if limited and token.issued_at < since:
+    is_limited = token.max_uses is not None or any(p.max_uses is not None for p in token.permissions)
+    if (is_limited or is_used_read) and token.issued_at < since:
         raise ForgottenError(
-            "the token has a limit and is older than this Guard's memory",
+            "the token's uses are counted, and it is older than this Guard's memory",
             reasons=("older-than-store",),
             remedy="open a new task",
         )

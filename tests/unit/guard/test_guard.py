@@ -110,6 +110,15 @@ def test_used_is_counted_where_a_policy_reads_it(lab) -> None:
     assert [q[3].used for q in lab.policies.questions] == [0, 1, 2, 2, 2]
 
 
+def test_used_counts_the_uses_of_the_whole_task(lab) -> None:
+    """`used` is of the task: uses of actions whose own context does not declare it count too."""
+    lab.policies.keys_of["refund"] = {"task": True, "used": False}
+    caller = lab.caller({"refund": ORDER, "read": OTHER})
+    assert [caller.call("read", OTHER).number for _ in range(3)] == [1, 2, 3]
+    assert caller.call("refund", ORDER).number == 4
+    assert lab.policies.questions[-1][3].used == 3
+
+
 def test_no_io_before_the_first_use(folder) -> None:
     """The constructor reads and makes nothing, even with paths that do not exist (rule 13)."""
     guard = g.Guard("https://orders.example.org", folder / "no-policies", state_dir=folder / "state")
@@ -566,6 +575,16 @@ def test_new_store_refuses_older_proofs(lab, folder) -> None:
     assert fresh.check(plain.request("refund", ORDER), "refund", ORDER)
     _refused(lab, limited.request("refund", ORDER), g.ForgottenError, guard=fresh)
     assert fresh.check(lab.caller(max_uses=5).request("refund", ORDER), "refund", ORDER)
+
+
+def test_new_store_refuses_what_a_policy_counts(lab, folder) -> None:
+    """Where a policy may read `used`, a token from before the memory is refused also without a limit of its own."""
+    lab.policies.keys_of["refund"] = {"task": True, "used": False}
+    caller = lab.caller()
+    assert caller.call("refund", ORDER)
+    lab.clock.advance(2)
+    fresh = lab.another_guard(state_dir=folder / "new", endings_dir=folder / "endings")
+    _refused(lab, caller.request("refund", ORDER), g.ForgottenError, guard=fresh, step="memory")
 
 
 def test_memory_taken_away_and_made_anew_by_an_older_guard(lab, folder) -> None:
