@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 __all__ = ["Guard"]
 
 _SHOWN = 300
+_SKEW_SECONDS = 30.0
+"""How far the wall clock may run ahead of the machine's own run and still count as time that has passed."""
 
 
 @attrs.define(slots=True, eq=False)
@@ -94,7 +96,8 @@ class Guard:
     Note:
         No I/O before `start()` or the first check. `with guard:` starts and closes it. A proof that was made before the
         end of its task is refused from the moment on when this host publishes the ending; for an ending elsewhere it
-        can still arrive within `proof_window`.
+        can still arrive within `proof_window`. Where the wall clock is set back, what had expired at this Guard stays
+        expired; what had not can live longer by as much as the clock went back.
 
     Raises:
         ConfigurationError: An argument is out of bounds, or no origin can be told.
@@ -125,6 +128,9 @@ class Guard:
         self._origin = origin_of(audience, origin)
         self._window = proof_window.total_seconds()
         self._clock = clock or SystemClock()
+        born = self._clock.now()
+        self._offset = born.wall - born.boot
+        self._passed = born.wall
         self._used_read: tuple[PolicySnapshot | None, bool] = None, False
         self._parts = Parts(
             Settings(
@@ -195,7 +201,7 @@ class Guard:
         parts = self._parts
         try:
             parts.start()
-            now = self._clock.now()
+            now = self._wall()
             # 1 the request: exactly one token and one proof; the URL from our configuration and the request's path
             trail.step = "request"
             _require_request(request, resource)
@@ -203,11 +209,11 @@ class Guard:
             url = target_of(request, self._origin)
             # 2 the token: form, chain by the current bundle of its own trust domain, audience, times, digest, scope
             trail.step = "token"
-            token = trail.token = parts.verifier.verify(token_text, now=now.wall)
+            token = trail.token = parts.verifier.verify(token_text, now=now)
             # 3 the proof: by the token's key, for this token, this method and URL, now
             trail.step = "proof"
             proof = trail.proof = verify_proof(
-                proof_text, token=token, method=request.method, url=url, now=now.wall, window=self._window
+                proof_text, token=token, method=request.method, url=url, now=now, window=self._window
             )
             # 4 the use: what the proof was made for is what is about to be executed
             trail.step = "use"
@@ -239,7 +245,7 @@ class Guard:
             facts = Facts(
                 task_json=task_json(task.facts()),
                 used=max(0, counts.number - 1),
-                now=now.wall,
+                now=now,
                 evidence=Evidence.TASK_TOKEN,
                 input=input,
             )
@@ -324,6 +330,16 @@ class Guard:
     def __repr__(self) -> str:
         """For whom."""
         return f"<Guard {self._audience}>"
+
+    def _wall(self) -> float:
+        """Return the wall clock; an instant that has passed here does not come back when the clock is set back.
+
+        The clock of the machine's run says how far the wall clock can have come: one that was ahead by mistake and was
+        corrected costs the skew at most, and does not close this Guard until its mistaken time has come.
+        """
+        wall, boot = self._clock.now()
+        self._passed = max(self._passed, min(wall, boot + self._offset + _SKEW_SECONDS))
+        return max(wall, self._passed)
 
     def _is_used_read(self, snapshot: PolicySnapshot) -> bool:
         """Whether the context of any action declares `used`: then uses of every action count, as it is of the task."""

@@ -554,6 +554,30 @@ def test_ended_task_is_refused_at_the_next_check(lab, kind) -> None:
     assert other.call("refund", ORDER)
 
 
+@pytest.mark.parametrize("back", [1, 29, 50, 80, 3600])
+def test_clock_set_back_revives_nothing(lab, back) -> None:
+    """A token that has expired, or a held-back proof that is too old, stays refused when the wall clock goes back."""
+    short, long = lab.caller(ttl=timedelta(seconds=70)), lab.caller(ttl=timedelta(minutes=10))
+    held, held_long = short.request("refund", ORDER), long.request("refund", ORDER)
+    lab.clock.advance(71)
+    _refused(lab, held, g.ExpiredEvidenceError)
+    _refused(lab, held_long, g.ProofTimeError)
+    lab.clock.set_wall(lab.clock.now().wall - back)
+    for request in (held, short.request("refund", ORDER)):
+        _refused(lab, request, g.ExpiredEvidenceError)
+    _refused(lab, held_long, g.ProofTimeError)
+
+
+def test_clock_that_was_ahead_is_forgiven(lab) -> None:
+    """A wall clock that was a day ahead and was corrected does not close the Guard for a day."""
+    right = lab.clock.now().wall
+    caller = lab.caller()
+    lab.clock.set_wall(right + 86400)
+    _refused(lab, caller.request("refund", ORDER), g.UntrustedChainError)
+    lab.clock.set_wall(right)
+    assert caller.call("refund", ORDER)
+
+
 def test_endings_in_a_folder_of_their_own(lab, folder) -> None:
     """`endings_dir` names the folder that callers write to."""
     guard = lab.another_guard(endings_dir=folder / "callers")
