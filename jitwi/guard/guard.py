@@ -259,7 +259,7 @@ class Guard:
         except BaseException as error:
             if trail.counts is not None:
                 trail.counts.give_back()
-            self._record_refusal(trail, error)
+            self._record_refusal(trail, error, f"{_shown(action)} on {_shown(resource)}")
             raise
         return Call(
             workload=token.spiffe_id,
@@ -349,7 +349,7 @@ class Guard:
             self._used_read = snapshot, is_read
         return is_read
 
-    def _record_refusal(self, trail: _Trail, error: BaseException) -> None:
+    def _record_refusal(self, trail: _Trail, error: BaseException, asked: str) -> None:
         kind = error.code if isinstance(error, JitwiError) else type(error).__name__
         detail = error.message if isinstance(error, JitwiError) else "the check was cut short"
         audit: Audit | None = getattr(self._parts, "audit", None)
@@ -362,7 +362,7 @@ class Guard:
                 self._audience,
                 trail.step,
                 kind,
-                detail[:_SHOWN],
+                f"{asked}: {detail[:_SHOWN]}",
                 trail.record,
             )
         )
@@ -377,6 +377,11 @@ def _require_request(request: object, resource: object) -> None:
         )
     if not isinstance(resource, Entity):
         raise OutOfScopeError(f"a resource is an `Entity`, not `{type(resource).__name__}`", reasons=("type",))
+
+
+def _shown(what: object) -> str:
+    """Name what the service asked for; other types by their names only."""
+    return str(what)[:_SHOWN] if isinstance(what, str | Entity) else f"a `{type(what).__name__}`"
 
 
 def _require_first(parts: Parts, proof: VerifiedProof) -> None:

@@ -627,6 +627,24 @@ def test_memory_taken_away_and_made_anew_by_an_older_guard(lab, folder) -> None:
     _refused(lab, limited.request("refund", ORDER), g.ForgottenError, guard=older)
 
 
+def test_every_refusal_says_what_was_asked(lab) -> None:
+    """A refusal before any decision was made names the action and the resource in its record too."""
+    caller = lab.caller(max_uses=1)
+    shown = caller.request("refund", ORDER)
+    lab.guard.check(shown, "refund", ORDER)
+    for request, action, resource in (
+        (Request("GET", "/", []), "read", OTHER),
+        (shown, "refund", ORDER),
+        (caller.request("refund", ORDER), "refund", ORDER),
+        (caller.request("close", OTHER), Entity("Shop::Action", "close"), OTHER),
+    ):
+        with pytest.raises(EvidenceError):
+            lab.guard.check(request, action, resource)
+        event = lab.trail.events[-1]
+        assert event.decision is None
+        assert event.detail.startswith(f"{action} on {resource}: ")
+
+
 def test_refusal_before_the_first_step_is_on_record(lab, folder) -> None:
     """A Guard that cannot start, or is closed, refuses on record too, as far as it has a record."""
     unfit = lab.another_guard(state_dir=folder / "unfit")
