@@ -19,6 +19,7 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING
 
+from jitwi.errors import SharedStateError
 from jitwi.state.folder import boot_id
 from jitwi.state.sqlite import SKEW_SECONDS, SqliteStore
 
@@ -86,8 +87,7 @@ class SqliteProofLedger(SqliteStore):
             SharedStateError: The store cannot answer.
         """
         with self._connected() as connection:
-            (value,) = connection.execute("SELECT value FROM meta WHERE name = 'created_at'").fetchone()
-            return float(value)
+            return self._instant(connection, "created_at")
 
     def first_seen(self, key: str, *, expires_at: float) -> bool:
         """True exactly once per key, until `expires_at` and longer; False for one that is over already.
@@ -123,8 +123,7 @@ class SqliteProofLedger(SqliteStore):
         """
         digest, end = _digest(key), float(expires_at)
         with self._transaction() as connection:
-            (pruned,) = connection.execute("SELECT value FROM meta WHERE name = 'pruned'").fetchone()
-            if end <= pruned:
+            if end <= self._instant(connection, "pruned"):
                 return 0
             row = connection.execute("SELECT used FROM counts WHERE key = ?", (digest,)).fetchone()
             used = int(row[0]) if row else 0
@@ -145,6 +144,19 @@ class SqliteProofLedger(SqliteStore):
         with self._connected() as connection:
             connection.execute("UPDATE counts SET used = used - 1 WHERE key = ? AND used > 0", (_digest(key),))
 
+    def _instant(self, connection: sqlite3.Connection, name: str) -> float:
+        (value,) = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone() or (None,)
+        return self._checked(value)
+
+    def _checked(self, value: object) -> float:
+        if not isinstance(value, int | float):
+            raise SharedStateError(
+                f"`{self._path}` is damaged",
+                reasons=("state-damaged",),
+                remedy="remove it; what is older is then refused",
+            )
+        return float(value)
+
     def _opened(self, connection: sqlite3.Connection) -> None:
         meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
         boot = boot_id()
@@ -156,8 +168,8 @@ class SqliteProofLedger(SqliteStore):
             meta = {
                 "id": meta.get("id") or secrets.token_hex(16),
                 "boot": boot,
-                "created_at": max(since, float(meta.get("created_at", 0.0))),
-                "pruned": float(meta.get("pruned", 0.0)),
+                "created_at": max(since, self._checked(meta.get("created_at", 0.0))),
+                "pruned": self._checked(meta.get("pruned", 0.0)),
             }
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(meta.items()))
         self._store_id = str(meta["id"])
