@@ -7,9 +7,11 @@ Contents are never trusted: lines are bounded, JSON is strict, and nothing but `
 What is detected: any edited, inserted, deleted, repeated or reordered record before the last anchor; a chain that is
 missing, renamed or not named by the index; the same for the index. An anchor is the index's entry for a chain (made
 when it is opened, every 1,024 records and when it is closed) or one that you kept yourself (`AuditLog.anchor`). The
-tail of a chain after its last anchor can be cut off without a trace; it is counted as *unanchored*. A chain whose
-process is alive or has crashed is *open*; one whose last line is incomplete is *torn* (the process was killed, or the
-power went, in the middle of a write): both are stated and neither is an error.
+tail of a chain after its last anchor can be cut off without a trace, and a closing record put in its place; it is
+counted as *unanchored*. The last entries of the index can be cut off together with the chains that only they name:
+against that helps an anchor of these chains that you kept elsewhere. A chain whose process is alive or has crashed is
+*open*; one whose last line is incomplete is *torn* (the process was killed, or the power went, in the middle of a
+write): both are stated and neither is an error.
 """
 
 from __future__ import annotations
@@ -203,6 +205,9 @@ class _Walk:
             status, remark = ChainStatus.TORN, f"the last line is incomplete ({self.torn} bytes): stopped in mid-write"
         if self.name == INDEX_NAME and status is ChainStatus.OPEN:
             remark = ""
+        unanchored = 0 if problem else max(0, self.count - anchored)
+        if self.is_closed and unanchored:  # anybody can write a closing record after a cut
+            remark = "no anchor confirms its closing record: it is no proof that nothing was cut off before it"
         if problem is not None:
             status, remark = ChainStatus.TAMPERED, problem.what
         return ChainReport(
@@ -211,7 +216,7 @@ class _Walk:
             self.count,
             str(self.first.record.get("at")) if self.first else "",
             str(self.last.record.get("at")) if self.last else "",
-            0 if self.is_closed or problem else max(0, self.count - anchored),
+            unanchored,
             problem.line if problem else self.count + 1 if self.torn else 0,
             remark,
         )
@@ -220,6 +225,8 @@ class _Walk:
 def _open(path: Path) -> BinaryIO:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as exc:
+        raise AuditError(f"{ascii(os.fspath(path))[:200]} is no path", reasons=("unreadable",)) from exc
     except OSError as exc:
         raise AuditError(f"`{path}` cannot be read: {exc.strerror}", reasons=("unreadable",)) from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -81,7 +81,7 @@ def reserve(
         ledger: The counter.
         token: The verified token; uses are counted per workload and task key, over re-minted tokens.
         covering: Permissions that hold the use, at least one.
-        count: True to count uses of the task even if it has no limit, as a policy reads `used`.
+        count: True to count uses of the task even if it has no limit, as some policy may read `used`.
 
     Raises:
         UsesExhaustedError: None is left.

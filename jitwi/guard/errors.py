@@ -68,7 +68,7 @@ class TaskEndedError(TokenError):
 
 
 class ForgottenError(TokenError):
-    """A token with a limited number of uses is older than the store: how often it was used may be forgotten."""
+    """A token whose uses are counted is older than the store: how often it was used may be forgotten."""
 
     code = "uses-forgotten"
 

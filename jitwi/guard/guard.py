@@ -58,13 +58,15 @@ if TYPE_CHECKING:
 __all__ = ["Guard"]
 
 _SHOWN = 300
+_SKEW_SECONDS = 30.0
+"""How far the wall clock may run ahead of the machine's own run and still count as time that has passed."""
 
 
 @attrs.define(slots=True, eq=False)
 class _Trail:
     """How far one check has come: what the record of a refusal can say."""
 
-    step: str = "request"
+    step: str = "start"
     token: VerifiedTaskToken | None = None
     proof: VerifiedProof | None = None
     owner: str | None = None
@@ -94,7 +96,8 @@ class Guard:
     Note:
         No I/O before `start()` or the first check. `with guard:` starts and closes it. A proof that was made before the
         end of its task is refused from the moment on when this host publishes the ending; for an ending elsewhere it
-        can still arrive within `proof_window`.
+        can still arrive within `proof_window`. Where the wall clock is set back, what had expired at this Guard stays
+        expired; what had not can live longer by as much as the clock went back.
 
     Raises:
         ConfigurationError: An argument is out of bounds, or no origin can be told.
@@ -125,6 +128,10 @@ class Guard:
         self._origin = origin_of(audience, origin)
         self._window = proof_window.total_seconds()
         self._clock = clock or SystemClock()
+        born = self._clock.now()
+        self._offset = born.wall - born.boot
+        self._passed = born.wall
+        self._used_read: tuple[PolicySnapshot | None, bool] = None, False
         self._parts = Parts(
             Settings(
                 audience=audience,
@@ -171,6 +178,7 @@ class Guard:
         Raises:
             EvidenceError: The evidence does not hold; the class names the step.
             AccessDeniedError: This side's policies say no.
+            ConfigurationError: `request` is no `Request`.
             SharedStateError: Replay, counts or endings cannot be told.
             AuditError: The decision could not be recorded.
             PolicyError: The policies are stale, or do not know the action.
@@ -191,20 +199,21 @@ class Guard:
         """
         trail = _Trail()
         parts = self._parts
-        parts.start()
-        now = self._clock.now()
         try:
+            parts.start()
+            now = self._wall()
             # 1 the request: exactly one token and one proof; the URL from our configuration and the request's path
-            _require_entity(resource)
+            trail.step = "request"
+            _require_request(request, resource)
             token_text, proof_text = evidence_of(request)
             url = target_of(request, self._origin)
             # 2 the token: form, chain by the current bundle of its own trust domain, audience, times, digest, scope
             trail.step = "token"
-            token = trail.token = parts.verifier.verify(token_text, now=now.wall)
+            token = trail.token = parts.verifier.verify(token_text, now=now)
             # 3 the proof: by the token's key, for this token, this method and URL, now
             trail.step = "proof"
             proof = trail.proof = verify_proof(
-                proof_text, token=token, method=request.method, url=url, now=now.wall, window=self._window
+                proof_text, token=token, method=request.method, url=url, now=now, window=self._window
             )
             # 4 the use: what the proof was made for is what is about to be executed
             trail.step = "use"
@@ -223,19 +232,20 @@ class Guard:
             trail.owner = task.owner
             # 8 memory: our store is as old as what it must remember
             trail.step = "memory"
-            _require_remembered(parts.ledger.created_at, token, proof)
+            is_used_read = self._is_used_read(snapshot)
+            _require_remembered(parts.ledger.created_at, token, proof, is_used_read=is_used_read)
             # 9 replay: shown once, and never again whatever follows
             trail.step = "replay"
             _require_first(parts, proof)
             # 10 limits: reserved here, given back on a deny
             trail.step = "limits"
-            counts = trail.counts = counting.reserve(parts.ledger, token, covering, count="used" in shape.keys)
+            counts = trail.counts = counting.reserve(parts.ledger, token, covering, count=is_used_read)
             # 11 decision: by our own policies and entities
             trail.step = "decision"
             facts = Facts(
                 task_json=task_json(task.facts()),
                 used=max(0, counts.number - 1),
-                now=now.wall,
+                now=now,
                 evidence=Evidence.TASK_TOKEN,
                 input=input,
             )
@@ -249,7 +259,7 @@ class Guard:
         except BaseException as error:
             if trail.counts is not None:
                 trail.counts.give_back()
-            self._record_refusal(trail, error)
+            self._record_refusal(trail, error, f"{_shown(action)} on {_shown(resource)}")
             raise
         return Call(
             workload=token.spiffe_id,
@@ -321,25 +331,57 @@ class Guard:
         """For whom."""
         return f"<Guard {self._audience}>"
 
-    def _record_refusal(self, trail: _Trail, error: BaseException) -> None:
+    def _wall(self) -> float:
+        """Return the wall clock; an instant that has passed here does not come back when the clock is set back.
+
+        The clock of the machine's run says how far the wall clock can have come: one that was ahead by mistake and was
+        corrected costs the skew at most, and does not close this Guard until its mistaken time has come.
+        """
+        wall, boot = self._clock.now()
+        self._passed = max(self._passed, min(wall, boot + self._offset + _SKEW_SECONDS))
+        return max(wall, self._passed)
+
+    def _is_used_read(self, snapshot: PolicySnapshot) -> bool:
+        """Whether the context of any action declares `used`: then uses of every action count, as it is of the task."""
+        known, is_read = self._used_read
+        if known is not snapshot:
+            is_read = any("used" in each.keys for each in snapshot.actions)
+            self._used_read = snapshot, is_read
+        return is_read
+
+    def _record_refusal(self, trail: _Trail, error: BaseException, asked: str) -> None:
         kind = error.code if isinstance(error, JitwiError) else type(error).__name__
         detail = error.message if isinstance(error, JitwiError) else "the check was cut short"
-        self._parts.audit.record_loss(
+        audit: Audit | None = getattr(self._parts, "audit", None)
+        if audit is None:  # it could not start, and says so to whoever starts it
+            return
+        audit.record_loss(
             GuardDenied(
                 None if trail.token is None else _subject(trail.token, trail.owner),
                 "" if trail.proof is None else trail.proof.jti,
                 self._audience,
                 trail.step,
                 kind,
-                detail[:_SHOWN],
+                f"{asked}: {detail[:_SHOWN]}",
                 trail.record,
             )
         )
 
 
-def _require_entity(resource: object) -> None:
+def _require_request(request: object, resource: object) -> None:
+    if not isinstance(request, Request):
+        raise ConfigurationError(
+            f"a request is a `Request`, not `{type(request).__name__}`",
+            reasons=("request",),
+            remedy="build a `jitwi.guard.Request` from the framework's own",
+        )
     if not isinstance(resource, Entity):
         raise OutOfScopeError(f"a resource is an `Entity`, not `{type(resource).__name__}`", reasons=("type",))
+
+
+def _shown(what: object) -> str:
+    """Name what the service asked for; other types by their names only."""
+    return str(what)[:_SHOWN] if isinstance(what, str | Entity) else f"a `{type(what).__name__}`"
 
 
 def _require_first(parts: Parts, proof: VerifiedProof) -> None:
@@ -378,17 +420,19 @@ def _require_class(snapshot: PolicySnapshot, token: VerifiedTaskToken) -> CallTa
     return CallTask(**facts, digest=token.task_digest)
 
 
-def _require_remembered(created_at: float, token: VerifiedTaskToken, proof: VerifiedProof) -> None:
+def _require_remembered(
+    created_at: float, token: VerifiedTaskToken, proof: VerifiedProof, *, is_used_read: bool
+) -> None:
     """Require that nothing was made before the store; both sides of the comparison are whole seconds."""
     since = int(created_at)
     if proof.issued_at < since:
         raise ForgottenProofError(
             "the proof is older than this Guard's memory", reasons=("older-than-store",), remedy="make a fresh proof"
         )
-    limited = token.max_uses is not None or any(p.max_uses is not None for p in token.permissions)
-    if limited and token.issued_at < since:
+    is_limited = token.max_uses is not None or any(p.max_uses is not None for p in token.permissions)
+    if (is_limited or is_used_read) and token.issued_at < since:
         raise ForgottenError(
-            "the token has a limit and is older than this Guard's memory",
+            "the token's uses are counted, and it is older than this Guard's memory",
             reasons=("older-than-store",),
             remedy="open a new task",
         )

@@ -110,9 +110,11 @@ def load_certificate(der: bytes) -> x509.Certificate:
         InvalidSvidError: It cannot be read.
     """
     try:
-        return x509.load_der_x509_certificate(der)
+        certificate = x509.load_der_x509_certificate(der)
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # a year that Python cannot say
     except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as exc:
         raise refusal("a certificate cannot be read", "der") from exc
+    return certificate
 
 
 def x509_bundle(trust_domain: TrustDomain, ders: Iterable[bytes]) -> X509Bundle:
@@ -189,9 +191,10 @@ def _count(document: dict[str, Any], name: str) -> int | None:
 def _x5c(key: dict[str, Any]) -> bytes | None:
     """Return the authority of one entry, or None for an entry that is none. Source: X509-SVID §6.1."""
     chain = key.get("x5c")
-    if key.get("use") != _USE_X509 or key.get("kty") not in _FAMILIES or not isinstance(chain, list) or not chain:
+    family = key.get("kty")
+    if key.get("use") != _USE_X509 or not isinstance(family, str) or family not in _FAMILIES:
         return None
-    if not isinstance(chain[0], str):
+    if not isinstance(chain, list) or not chain or not isinstance(chain[0], str):
         return None
     try:
         der = decode_base64(chain[0])

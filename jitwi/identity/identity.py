@@ -8,11 +8,14 @@ Holds what others need to know of an identity. Does not hold how it arrives (`so
 from __future__ import annotations
 
 import enum
+import hashlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from jitwi.errors import InvalidSvidError
 from jitwi.secret import NoCopy, Secret
 
 if TYPE_CHECKING:
@@ -134,12 +137,28 @@ class X509Bundle:
     Args:
         trust_domain: Whose.
         authorities: Parsed certificates.
-        digest: SHA-256 over the DER of all, in hex: the bundle's version.
+        digest: SHA-256 over the trust domain and the DER of all, in hex: the bundle's version. What was verified is
+            remembered by it, so it is checked.
+
+    Raises:
+        InvalidSvidError: `digest` is not the one of this content; `x509_bundle(...)` makes it.
     """
 
     trust_domain: TrustDomain
     authorities: tuple[x509.Certificate, ...]
     digest: str
+
+    def __attrs_post_init__(self) -> None:
+        """Check the digest."""
+        digest = hashlib.sha256(self.trust_domain.name.encode())
+        for one in self.authorities:
+            digest.update(hashlib.sha256(one.public_bytes(Encoding.DER)).digest())
+        if self.digest != digest.hexdigest():
+            raise InvalidSvidError(
+                f"the digest of a bundle of `{self.trust_domain}` is not that of its content",
+                reasons=("bundle-digest",),
+                remedy="build it by `jitwi.identity.x509_bundle(trust_domain, ders)`",
+            )
 
 
 @attrs.frozen(eq=False, repr=False)

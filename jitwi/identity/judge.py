@@ -18,7 +18,14 @@ from jitwi.identity.jwt_svid import parse_and_verify
 from jitwi.identity.key import LeafKey
 from jitwi.identity.lifecycle import Lifecycle
 from jitwi.identity.strict import refusal
-from jitwi.identity.updates import choose, clean_hint, jwt_bundles, x509_bundles, x509_update_bundles
+from jitwi.identity.updates import (
+    choose,
+    clean_hint,
+    common_bundles,
+    jwt_bundles,
+    x509_bundles,
+    x509_update_bundles,
+)
 from jitwi.identity.x509_svid import admit_x509_svid
 
 if TYPE_CHECKING:
@@ -175,11 +182,14 @@ class Judge:
                 kept_hint=current.hint if current is not None else "",
             )
             bundles, skipped = x509_update_bundles(update, choice.svid)
-            identity = None
-            if choice.svid is not None:
-                identity = self._admit(choice.svid, bundles, now)
         except InvalidSvidError as exc:
             return self._refuse(exc.message, now)
+        try:
+            identity = None if choice.svid is None else self._admit(choice.svid, bundles, now)
+        except InvalidSvidError as exc:
+            # An authority that was removed is untrusted at once, also where our own SVID still rests on it; what is
+            # new in an update that was refused is not trusted.
+            return self._refuse(exc.message, now) + self._set_bundles(x509=common_bundles(self.x509, bundles))
         self._skipped["x509"] = skipped
         events = self._set_bundles(x509=bundles)
         if identity is not None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from jitwi.errors import InvalidSpiffeIdError, InvalidSvidError
-from jitwi.identity.bundle import parse_jwks, parse_x509_bundle
+from jitwi.identity.bundle import parse_jwks, parse_x509_bundle, x509_bundle
 from jitwi.identity.strict import refusal
 from jitwi.spiffe_id import SpiffeId, TrustDomain
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from jitwi.identity.identity import JwtBundle, X509Bundle
     from jitwi.identity.workload_api import RawX509Svid, X509Update
 
-__all__ = ["Choice", "choose", "clean_hint", "jwt_bundles", "x509_bundles", "x509_update_bundles"]
+__all__ = ["Choice", "choose", "clean_hint", "common_bundles", "jwt_bundles", "x509_bundles", "x509_update_bundles"]
 
 MAX_SVIDS = 256
 MAX_HINT_BYTES = 1024
@@ -115,6 +116,22 @@ def x509_bundles(bundles: Mapping[str, bytes]) -> tuple[dict[TrustDomain, X509Bu
 def jwt_bundles(bundles: Mapping[str, bytes]) -> tuple[dict[TrustDomain, JwtBundle], tuple[str, ...]]:
     """Parse JWT bundles; one that does not parse is skipped and named: its domain is untrusted."""
     return _parse(bundles, parse_jwks)
+
+
+def common_bundles(
+    ours: Mapping[TrustDomain, X509Bundle], theirs: Mapping[TrustDomain, X509Bundle]
+) -> dict[TrustDomain, X509Bundle]:
+    """Return `ours` with the authorities that are in `theirs` too; a domain that has none left is untrusted."""
+    found: dict[TrustDomain, X509Bundle] = {}
+    for trust_domain, bundle in ours.items():
+        if trust_domain not in theirs:
+            continue
+        kept = [one for one in bundle.authorities if one in theirs[trust_domain].authorities]
+        if len(kept) == len(bundle.authorities):
+            found[trust_domain] = bundle
+        elif kept:
+            found[trust_domain] = x509_bundle(trust_domain, [one.public_bytes(Encoding.DER) for one in kept])
+    return found
 
 
 def x509_update_bundles(

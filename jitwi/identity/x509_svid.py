@@ -114,25 +114,25 @@ class _Memory:
     """Bounded memory of positive results and stores, keyed by content and bundle version only."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
         self.results: OrderedDict[tuple[bytes, str], tuple[VerifiedX509Svid, float]] = OrderedDict()
         self.names: OrderedDict[bytes, TrustDomain] = OrderedDict()  # which bundle a chain seen before needs
         self.stores: OrderedDict[str, verification.Store] = OrderedDict()
 
     def result(self, key: tuple[bytes, str], now: float) -> VerifiedX509Svid | None:
-        with self._lock:
+        with self._lock():
             known, until = self.results.get(key, (None, 0.0))
         return known if known is not None and known.not_before <= now < until else None
 
     def name(self, digest: bytes) -> TrustDomain | None:
-        with self._lock:
+        with self._lock():
             return self.names.get(digest)
 
     def keep(self, digest: bytes, bundle: X509Bundle, value: VerifiedX509Svid, now: float) -> None:
         """Keep a result until the leaf, its chain, or any authority that is valid now ends: the path may rest on it."""
         ends = [authority.not_valid_after_utc.timestamp() for authority in bundle.authorities]
         until = min([value.not_after, *(end for end in ends if end > now)])
-        with self._lock:
+        with self._lock():
             self.results[digest, bundle.digest] = (value, until)
             self.names[digest] = bundle.trust_domain
             if len(self.results) > MAX_CACHED:
@@ -141,26 +141,25 @@ class _Memory:
                 self.names.popitem(last=False)
 
     def store(self, bundle: X509Bundle) -> verification.Store:
-        with self._lock:
+        with self._lock():
             found = self.stores.get(bundle.digest)
         if found is None:
             authorities = [cert for cert in bundle.authorities if _is_authority(cert)]
             if not authorities:
                 raise refusal(f"the bundle of `{bundle.trust_domain}` has no authority", "bundle")
             found = verification.Store(authorities)
-            with self._lock:
+            with self._lock():
                 self.stores[bundle.digest] = found
                 if len(self.stores) > MAX_CACHED:
                     self.stores.popitem(last=False)
         return found
 
-    def renew_lock(self) -> None:
-        """In a forked child: the parent's thread that held the lock is not there."""
-        self._lock = threading.Lock()
+    def _lock(self) -> threading.Lock:
+        """Return this process's lock: the parent's may have been held by a thread that is not in the forked child."""
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
 
 _memory = _Memory()
-os.register_at_fork(after_in_child=_memory.renew_lock)
 
 
 def verify_x509_svid(chain_der: Sequence[bytes], bundles: BundleSource | X509Bundle, *, now: float) -> VerifiedX509Svid:

@@ -6,7 +6,8 @@ size is bounded and the file says nothing about tasks.
 
 What was forgotten must not be accepted again. Three things can make a store forget, and each has its mark:
 
-* the file is new: `created_at`, and the caller refuses whatever was made before it;
+* the file is new: `created_at`, and the caller refuses whatever was made before it; a process that had another file
+  open moves it to the moment when it notices, for all;
 * the machine was restarted, and the last entries may not have reached the disk: `created_at` moves to this start;
 * entries were pruned and then the clock was set back: `pruned` is the latest end that was pruned, and an entry that
   would be over by it is never a first one.
@@ -15,8 +16,10 @@ What was forgotten must not be accepted again. Three things can make a store for
 from __future__ import annotations
 
 import hashlib
+import secrets
 from typing import TYPE_CHECKING
 
+from jitwi.errors import SharedStateError
 from jitwi.state.folder import boot_id
 from jitwi.state.sqlite import SKEW_SECONDS, SqliteStore
 
@@ -71,19 +74,20 @@ class SqliteProofLedger(SqliteStore):
     ) -> None:
         super().__init__(folder, name, clock=clock, private=True)
         self._since = clock.now().wall if since is None else since
-        self._had_store = False
-        self._created_at = 0.0
+        self._store_id: str | None = None
         self._prune_at = 0.0
 
     @property
     def created_at(self) -> float:
         """When the store was made, seconds since the epoch: what is older may have been forgotten.
 
+        Read anew each time: another process may just have found out that an older store was taken away.
+
         Raises:
             SharedStateError: The store cannot answer.
         """
-        with self._connected():
-            return self._created_at
+        with self._connected() as connection:
+            return self._instant(connection, "created_at")
 
     def first_seen(self, key: str, *, expires_at: float) -> bool:
         """True exactly once per key, until `expires_at` and longer; False for one that is over already.
@@ -119,8 +123,7 @@ class SqliteProofLedger(SqliteStore):
         """
         digest, end = _digest(key), float(expires_at)
         with self._transaction() as connection:
-            (pruned,) = connection.execute("SELECT value FROM meta WHERE name = 'pruned'").fetchone()
-            if end <= pruned:
+            if end <= self._instant(connection, "pruned"):
                 return 0
             row = connection.execute("SELECT used FROM counts WHERE key = ?", (digest,)).fetchone()
             used = int(row[0]) if row else 0
@@ -141,20 +144,35 @@ class SqliteProofLedger(SqliteStore):
         with self._connected() as connection:
             connection.execute("UPDATE counts SET used = used - 1 WHERE key = ? AND used > 0", (_digest(key),))
 
+    def _instant(self, connection: sqlite3.Connection, name: str) -> float:
+        (value,) = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone() or (None,)
+        return self._checked(value)
+
+    def _checked(self, value: object) -> float:
+        if not isinstance(value, int | float):
+            raise SharedStateError(
+                f"`{self._path}` is damaged",
+                reasons=("state-damaged",),
+                remedy="remove it; what is older is then refused",
+            )
+        return float(value)
+
     def _opened(self, connection: sqlite3.Connection) -> None:
         meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
         boot = boot_id()
-        if meta.get("boot") != boot or "created_at" not in meta:
-            # Once a store was open here, a new one means that the old one was taken away, by now at the latest.
-            since = self._clock.now().wall if self._had_store else self._since
+        # Once a store was open here, another one means that the old one was taken away, by now at the latest, even if
+        # a process that knows nothing of the old one has made it.
+        is_another = self._store_id is not None and meta.get("id") != self._store_id
+        if meta.get("boot") != boot or not {"id", "created_at"} <= meta.keys() or is_another:
+            since = self._since if self._store_id is None else self._clock.now().wall
             meta = {
+                "id": meta.get("id") or secrets.token_hex(16),
                 "boot": boot,
-                "created_at": max(since, float(meta.get("created_at", 0.0))),
-                "pruned": float(meta.get("pruned", 0.0)),
+                "created_at": max(since, self._checked(meta.get("created_at", 0.0))),
+                "pruned": self._checked(meta.get("pruned", 0.0)),
             }
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(meta.items()))
-        self._created_at = float(meta["created_at"])
-        self._had_store = True
+        self._store_id = str(meta["id"])
 
     def _prune(self, connection: sqlite3.Connection) -> None:
         now = self._clock.now()

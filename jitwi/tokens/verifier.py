@@ -8,6 +8,7 @@ anything that it rested on. Only what was verified is remembered; a refusal neve
 
 from __future__ import annotations
 
+import os
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -51,11 +52,11 @@ class _Remembered(Generic[_T]):
 class _Memory(Generic[_T]):
     """A bounded map from bytes to what was verified; the oldest leaves first."""
 
-    __slots__ = ("_entries", "_lock", "_size")
+    __slots__ = ("_entries", "_locks", "_size")
 
     def __init__(self, size: int) -> None:
         self._entries: dict[Hashable, _Remembered[_T]] = {}
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
         self._size = size
 
     def get(self, key: Hashable, bundles: BundleSource, now: float) -> _Remembered[_T] | None:
@@ -68,7 +69,8 @@ class _Memory(Generic[_T]):
 
     def put(self, key: Hashable, entry: _Remembered[_T]) -> _Remembered[_T]:
         """Remember; forget the oldest beyond the size."""
-        with self._lock:
+        # A lock per process: the parent's may have been held by a thread that is not in the forked child.
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
             self._entries.pop(key, None)
             self._entries[key] = entry
             while len(self._entries) > self._size:

@@ -269,6 +269,9 @@ def test_unreadable_path(folder, trail):
     """What is no trail at all is a typed error; a link is not followed."""
     with pytest.raises(AuditError):
         verify(folder / "nothing")
+    for look in (verify, lambda path: list(read(path))):
+        with pytest.raises(AuditError):
+            look("no\0path")
     link_to = folder.parent / "link"
     link_to.symlink_to(folder)
     with pytest.raises(AuditError):
@@ -318,6 +321,27 @@ def test_index_is_an_anchor(folder, open_log, make_subject):
         shutil.copytree(folder, copy)
         (copy / chain.name).write_bytes(b"".join(lines[:keep]))
         assert verify(copy).is_intact is intact
+
+
+@pytest.mark.parametrize("keep", [1, 3, 10])
+def test_forged_end_is_not_anchored(folder, open_log, make_subject, keep):
+    """A closing record that no anchor confirms hides no cut: what stands before it is stated as unanchored."""
+    log = open_log()
+    for number in range(10):
+        log.record(GrantEnded(make_subject(), "block", "", number, ()))
+    log.flush()
+    copy = folder.parent / "copy"
+    shutil.copytree(folder, copy)
+    log.close()
+    (chain,) = copy.glob("chain-*")
+    lines = lines_of(chain)[:keep]
+    closing = b'"kind":"chain.closed","records":%d' % (keep + 1)
+    line, _ = link(keep, parse_line(lines[-1]).digest.encode(), b"2026-01-01T00:00:00.000000Z", closing)
+    chain.write_bytes(b"".join([*lines, line]))
+    report = only(verify(copy))
+    assert (report.status, report.records, report.unanchored) == (ChainStatus.CLOSED, keep + 1, keep)
+    assert "no anchor" in report.problem
+    assert only(verify(folder)).unanchored == 0
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40, 200])

@@ -39,6 +39,7 @@ class Policies:
         self.below: dict[tuple[Entity, Entity], bool | None] = {}
         self.questions: list[tuple[SpiffeId, Entity, Entity, Any]] = []
         self.keys: dict[str, bool] = {"task": True}
+        self.keys_of: dict[str, dict[str, bool]] = {}
         self.refuse_task: Exception | None = None
         self.owner: str | None = None
         self.broken: Exception | None = None
@@ -63,7 +64,14 @@ class Policies:
         wanted = name.id if isinstance(name, Entity) else name
         if wanted not in self.ACTIONS:
             raise PolicyEvaluationError(f"unknown action `{wanted}`", reasons=("unknown-action",))
-        return ActionShape(Entity("Shop::Action", wanted), self.keys, frozenset({"Shop::Order"}))
+        return ActionShape(
+            Entity("Shop::Action", wanted), self.keys_of.get(wanted, self.keys), frozenset({"Shop::Order"})
+        )
+
+    @property
+    def actions(self) -> tuple[ActionShape, ...]:
+        """All of them."""
+        return tuple(self.action(name) for name in self.ACTIONS)
 
     def is_under(self, resource: Entity, ancestor: Entity) -> bool | None:
         """Answer from the table; None for what it does not know."""

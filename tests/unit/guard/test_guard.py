@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -107,6 +108,15 @@ def test_used_is_counted_where_a_policy_reads_it(lab) -> None:
     for _ in range(3):
         _refused(lab, caller.request("refund", ORDER), AccessDeniedError)
     assert [q[3].used for q in lab.policies.questions] == [0, 1, 2, 2, 2]
+
+
+def test_used_counts_the_uses_of_the_whole_task(lab) -> None:
+    """`used` is of the task: uses of actions whose own context does not declare it count too."""
+    lab.policies.keys_of["refund"] = {"task": True, "used": False}
+    caller = lab.caller({"refund": ORDER, "read": OTHER})
+    assert [caller.call("read", OTHER).number for _ in range(3)] == [1, 2, 3]
+    assert caller.call("refund", ORDER).number == 4
+    assert lab.policies.questions[-1][3].used == 3
 
 
 def test_no_io_before_the_first_use(folder) -> None:
@@ -544,6 +554,30 @@ def test_ended_task_is_refused_at_the_next_check(lab, kind) -> None:
     assert other.call("refund", ORDER)
 
 
+@pytest.mark.parametrize("back", [1, 29, 50, 80, 3600])
+def test_clock_set_back_revives_nothing(lab, back) -> None:
+    """A token that has expired, or a held-back proof that is too old, stays refused when the wall clock goes back."""
+    short, long = lab.caller(ttl=timedelta(seconds=70)), lab.caller(ttl=timedelta(minutes=10))
+    held, held_long = short.request("refund", ORDER), long.request("refund", ORDER)
+    lab.clock.advance(71)
+    _refused(lab, held, g.ExpiredEvidenceError)
+    _refused(lab, held_long, g.ProofTimeError)
+    lab.clock.set_wall(lab.clock.now().wall - back)
+    for request in (held, short.request("refund", ORDER)):
+        _refused(lab, request, g.ExpiredEvidenceError)
+    _refused(lab, held_long, g.ProofTimeError)
+
+
+def test_clock_that_was_ahead_is_forgiven(lab) -> None:
+    """A wall clock that was a day ahead and was corrected does not close the Guard for a day."""
+    right = lab.clock.now().wall
+    caller = lab.caller()
+    lab.clock.set_wall(right + 86400)
+    _refused(lab, caller.request("refund", ORDER), g.UntrustedChainError)
+    lab.clock.set_wall(right)
+    assert caller.call("refund", ORDER)
+
+
 def test_endings_in_a_folder_of_their_own(lab, folder) -> None:
     """`endings_dir` names the folder that callers write to."""
     guard = lab.another_guard(endings_dir=folder / "callers")
@@ -565,6 +599,67 @@ def test_new_store_refuses_older_proofs(lab, folder) -> None:
     assert fresh.check(plain.request("refund", ORDER), "refund", ORDER)
     _refused(lab, limited.request("refund", ORDER), g.ForgottenError, guard=fresh)
     assert fresh.check(lab.caller(max_uses=5).request("refund", ORDER), "refund", ORDER)
+
+
+def test_new_store_refuses_what_a_policy_counts(lab, folder) -> None:
+    """Where a policy may read `used`, a token from before the memory is refused also without a limit of its own."""
+    lab.policies.keys_of["refund"] = {"task": True, "used": False}
+    caller = lab.caller()
+    assert caller.call("refund", ORDER)
+    lab.clock.advance(2)
+    fresh = lab.another_guard(state_dir=folder / "new", endings_dir=folder / "endings")
+    _refused(lab, caller.request("refund", ORDER), g.ForgottenError, guard=fresh, step="memory")
+
+
+def test_memory_taken_away_and_made_anew_by_an_older_guard(lab, folder) -> None:
+    """Once a Guard misses its memory, no Guard of this audience accepts what may have been shown or counted before."""
+    older = lab.another_guard()
+    lab.clock.advance(20)
+    caller, limited = lab.caller(), lab.caller(max_uses=1)
+    shown = caller.request("refund", ORDER)
+    lab.guard.check(shown, "refund", ORDER)
+    limited.call("refund", ORDER)
+    shutil.rmtree(folder / "guard")
+    lab.clock.advance(2)
+    assert older.check(caller.request("refund", ORDER), "refund", ORDER)
+    _refused(lab, shown, g.ForgottenProofError)
+    _refused(lab, shown, g.ForgottenProofError, guard=older)
+    _refused(lab, limited.request("refund", ORDER), g.ForgottenError, guard=older)
+
+
+def test_every_refusal_says_what_was_asked(lab) -> None:
+    """A refusal before any decision was made names the action and the resource in its record too."""
+    caller = lab.caller(max_uses=1)
+    shown = caller.request("refund", ORDER)
+    lab.guard.check(shown, "refund", ORDER)
+    for request, action, resource in (
+        (Request("GET", "/", []), "read", OTHER),
+        (shown, "refund", ORDER),
+        (caller.request("refund", ORDER), "refund", ORDER),
+        (caller.request("close", OTHER), Entity("Shop::Action", "close"), OTHER),
+    ):
+        with pytest.raises(EvidenceError):
+            lab.guard.check(request, action, resource)
+        event = lab.trail.events[-1]
+        assert event.decision is None
+        assert event.detail.startswith(f"{action} on {resource}: ")
+
+
+def test_refusal_before_the_first_step_is_on_record(lab, folder) -> None:
+    """A Guard that cannot start, or is closed, refuses on record too, as far as it has a record."""
+    unfit = lab.another_guard(state_dir=folder / "unfit")
+    (folder / "unfit" / "guard").mkdir(parents=True)
+    (folder / "unfit" / "guard").chmod(0o777)
+    request = lab.caller().request("refund", ORDER)
+    _refused(lab, request, SharedStateError, guard=unfit, step="start")
+    lab.guard.close()
+    _refused(lab, request, StateError, step="start")
+
+
+@pytest.mark.parametrize("request_", [None, "GET /", {}, object()])
+def test_not_a_request(lab, request_) -> None:
+    """Whatever else is given as the request is our error, on record, and 503."""
+    assert g.answer(_refused(lab, request_, ConfigurationError, step="request")).status == 503
 
 
 def test_store_that_cannot_answer_is_a_deny(lab) -> None:

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from jitwi.errors import InvalidSvidError
-from jitwi.identity import parse_spiffe_bundle, parse_x509_bundle
+from jitwi.identity import X509Bundle, parse_spiffe_bundle, parse_x509_bundle
 from jitwi.spiffe_id import TrustDomain
 from jitwi.testing.ca import TestCa, jwk
 
@@ -51,6 +51,18 @@ def test_odd_x509_entry(ca: TestCa, x5c: object) -> None:
     assert bundle.x509.digest == ca.x509_bundle.digest
 
 
+@pytest.mark.parametrize("family", [[], {}, ["EC"], None, 1, True, "ec"])
+def test_odd_family(ca: TestCa, family: object) -> None:
+    """TB-4: an entry whose `kty` is of another type, or not known, is ignored, and does not kill the set."""
+    document = _document(ca)
+    for entry in [dict(key) for key in document["keys"]]:
+        document["keys"].insert(0, entry | {"kty": family, "kid": "odd"})
+    bundle = parse_spiffe_bundle(TD, json.dumps(document))
+    assert bundle.x509 is not None
+    assert bundle.x509.digest == ca.x509_bundle.digest
+    assert bundle.jwt.digest == ca.jwt_bundle.digest
+
+
 def test_only_the_first_of_x5c(ca: TestCa) -> None:
     """X-9: only the first value of `x5c` is an authority."""
     document = _document(ca)
@@ -86,3 +98,17 @@ def test_bundle_digest_is_its_version(ca: TestCa) -> None:
     """Equal content, equal digest; another domain or another authority, another digest."""
     assert parse_x509_bundle(TD, ca.x509_bundle_der * 2).digest == ca.x509_bundle.digest
     assert parse_x509_bundle(TrustDomain("other.org"), ca.x509_bundle_der).digest != ca.x509_bundle.digest
+
+
+@pytest.mark.parametrize("digest", ["", "1", "v1", None])
+def test_a_bundle_has_the_digest_of_its_content(ca: TestCa, digest: str) -> None:
+    """What was verified is remembered by the digest, so a bundle cannot carry another: versions would be confused."""
+    good = ca.x509_bundle
+    assert X509Bundle(TD, good.authorities, good.digest).digest == good.digest
+    for trust_domain, authorities, wrong in (
+        (TD, good.authorities, digest),
+        (TrustDomain("other.org"), good.authorities, good.digest),
+        (TD, (), good.digest),
+    ):
+        with pytest.raises(InvalidSvidError):
+            X509Bundle(trust_domain, authorities, wrong)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
 from spiffe._proto import workload_pb2_grpc
 
 from jitwi.clock import SystemClock
@@ -21,6 +22,7 @@ from jitwi.errors import (
     IdentityReplacedError,
     IdentityUnavailableError,
     IdentityWithdrawnError,
+    InvalidSvidError,
     StateError,
 )
 from jitwi.identity import IdentityEventKind, SourceState, WorkloadApiSource, verify_x509_svid
@@ -490,6 +492,36 @@ def test_authority_removed(source: WorkloadApiSource, api: FakeWorkloadApi, even
     events.wait(K.BUNDLES)
     with pytest.raises(Exception, match="does not lead"):
         verify_x509_svid(old, source, now=now)
+
+
+def test_authority_removed_under_our_own_svid(
+    source: WorkloadApiSource, api: FakeWorkloadApi, events, wait_until
+) -> None:
+    """C2: an authority is untrusted from its removal on, also where our own SVID still rests on it."""
+    identity = source.identity(timeout=WIDE)
+    partner, gone = TestCa("partner.test"), TestCa("gone.test")
+    api.federate(partner)
+    api.federate(gone)
+    wait_until(lambda: source.x509_bundle(gone.trust_domain) is not None)
+    kept = source.x509_bundle(PARTNER)
+    now = SystemClock().now().wall
+    api.ca.rotate_authority()
+    api.push()
+    wait_until(lambda: len(source.x509_bundle(TD).authorities) == 2)
+    assert verify_x509_svid(identity.chain, source, now=now)
+    api.ca.rotate_authority()
+    del api.ca._roots[0]
+    api.federate_raw("spiffe://gone.test", None, None)
+    events.wait(K.REFUSED_UPDATE)
+    wait_until(lambda: source.x509_bundle(gone.trust_domain) is None)
+    (left,) = source.x509_bundle(TD).authorities
+    assert left.public_bytes(serialization.Encoding.DER) == api.ca.roots[0]
+    assert source.x509_bundle(PARTNER).digest == kept.digest
+    with pytest.raises(InvalidSvidError, match="does not lead"):
+        verify_x509_svid(identity.chain, source, now=now)
+    api.rotate()
+    events.wait(K.ROTATED)
+    assert len(source.x509_bundle(TD).authorities) == 2
 
 
 @pytest.mark.parametrize("code", ["OK", "UNAVAILABLE", "INTERNAL", "CANCELLED", "RESOURCE_EXHAUSTED", "UNKNOWN"])

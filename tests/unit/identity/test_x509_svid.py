@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -263,3 +264,19 @@ def test_a_bundle_that_lies_about_its_domain(ca: TestCa) -> None:
     with pytest.raises(InvalidSvidError) as caught:
         verify_x509_svid(OTHER.issue(ID).chain, Confused(), now=now())
     assert caught.value.reasons[0] == "untrusted-domain"
+
+
+@pytest.mark.parametrize("year", [b"0000", b"9999"])
+def test_dates_that_cannot_be_said(ca: TestCa, year: bytes) -> None:
+    """A certificate of a year that the language has no value for is a refusal, in a chain as in a bundle."""
+    der = ca.issue(ID, ttl=30 * 365 * DAY).chain[0]
+    odd = re.sub(rb"\x18\x0f\d{4}(\d{10}Z)", b"\x18\x0f" + year + rb"\1", der)
+    assert len(odd) == len(der)
+    assert odd != der
+    with pytest.raises(InvalidSvidError):
+        verify_x509_svid([odd], ca.x509_bundle, now=now())
+    with pytest.raises(InvalidSvidError):
+        verify_x509_svid([*ca.issue(ID).chain, odd], ca.x509_bundle, now=0.0)
+    if year == b"0000":
+        with pytest.raises(InvalidSvidError):
+            x509_bundle(ca.trust_domain, [odd])

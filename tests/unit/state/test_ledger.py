@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -170,6 +171,48 @@ def test_store_taken_away_is_noticed(folder, ledger, clock) -> None:
         file.unlink()
     ledger.first_seen("b", expires_at=end)
     assert ledger.created_at == clock.wall
+
+
+def test_store_that_somebody_else_made_anew_is_noticed(folder, ledger, clock) -> None:
+    """A store that was taken away is missed also where an older object, that knew nothing of it, made the next one."""
+    older = SqliteProofLedger(folder, clock=clock, since=clock.wall)
+    clock.forward(50)
+    end = clock.wall + 1000
+    assert ledger.first_seen("a", expires_at=end)
+    for file in folder.iterdir():
+        file.unlink()
+    clock.forward(10)
+    with closing(older):
+        assert older.created_at == clock.wall - 60
+        assert ledger.created_at == clock.wall
+        assert older.created_at == clock.wall
+        clock.forward(10)
+        assert ledger.first_seen("b", expires_at=end)
+        assert older.created_at == ledger.created_at == clock.wall - 10
+    ledger.close()
+    with closing(SqliteProofLedger(folder, clock=clock)) as later:
+        assert later.created_at == clock.wall - 10
+
+
+@pytest.mark.parametrize("change", ["DELETE FROM meta", "UPDATE meta SET value = 'x'", "UPDATE meta SET value = NULL"])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_damaged_store_is_a_deny(folder, ledger, clock, change, is_open) -> None:
+    """A store without its own marks, or with odd ones, answers with our error, or as a new one; nothing else leaves."""
+    end = clock.wall + 100
+    assert ledger.first_seen("a", expires_at=end)
+    if not is_open:
+        ledger.close()
+    with closing(sqlite3.connect(folder / "proofs.sqlite3")) as writer:
+        writer.execute(change)
+        writer.commit()
+    with closing(ledger if is_open else SqliteProofLedger(folder, clock=clock)) as found:
+        for ask in (
+            lambda: found.created_at,
+            lambda: found.first_seen("a", expires_at=end),
+            lambda: found.reserve("k", limit=1, expires_at=end),
+        ):
+            with contextlib.suppress(SharedStateError):
+                assert ask() in (False, 1, clock.wall)
 
 
 def test_restart_of_the_machine_makes_it_new(folder, ledger, clock) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import timedelta
 from math import floor
 
@@ -670,3 +672,42 @@ def test_keys_that_no_svid_has(key: object) -> None:
     """A key of another kind has no algorithm here, and verifies nothing."""
     assert algorithm_of(key) is None
     assert not is_signed_by(key, bytes(64), b"x")
+
+
+@pytest.mark.parametrize("how", ["python", "libc"])
+def test_fork_in_the_middle_of_another_threads_verification(how) -> None:
+    """A child forked while another thread remembers a token, or a chain, does not wait for that thread (bar 11)."""
+    code = """
+import contextlib, ctypes, os, signal, sys
+from jitwi.identity import x509_svid
+from jitwi.testing import FakeClock, TestCa
+from jitwi.testing.guard import CaBundles, identity_of
+from jitwi.task import Entity, Permission, Task
+from jitwi.tokens import TaskKey, TaskTokenVerifier, mint_task_token
+from datetime import timedelta
+clock = FakeClock(wall=1_800_000_000.0)
+ca = TestCa("example.org", clock=clock)
+task = Task("t", (Permission(Entity("A::Action", "read"), Entity("A::B", "1")),), timedelta(seconds=60))
+now = clock.now().wall
+def mint(who):
+    who = identity_of(ca.issue(f"spiffe://example.org/{who}"), clock=clock)
+    return mint_task_token(who, task=task, digest=task.digest(txn="x"), permissions=task.permissions, audience="a",
+                           jkt=TaskKey().jkt, txn="x", now=now, ends_at=now + 60).text
+verifier = TaskTokenVerifier("a", CaBundles(ca))
+verifier.verify(mint("a"), now=now)
+other = mint("b")
+with contextlib.ExitStack() as held:
+    for memory in (verifier._tokens, verifier._chains, x509_svid._memory):
+        for lock in memory._locks.values():
+            held.enter_context(lock)
+    pid = os.fork() if sys.argv[1] == "python" else ctypes.PyDLL(None).fork()
+    if not pid:
+        signal.alarm(20)
+        verifier.verify(other, now=now)
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, how], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "0\n", done.stderr
