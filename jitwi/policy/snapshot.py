@@ -173,6 +173,9 @@ class PolicySnapshot:
         Raises:
             PolicyEvaluationError: Unknown, or more than one action has that id; lists the candidates.
         """
+        if not isinstance(name, str | Entity):
+            what = f"an action is a name or an `Entity`, not `{type(name).__name__}`"
+            raise PolicyEvaluationError(what, reasons=("type",))
         if isinstance(name, Entity):
             candidates: tuple[Entity, ...] = (name,) if name in self._actions and name != OBTAIN else ()
         else:

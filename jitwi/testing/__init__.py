@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jitwi.testing.clock import FakeClock
     from jitwi.testing.guard import CaBundles, Caller, call
     from jitwi.testing.identity import FixedIdentity
-    from jitwi.testing.jit import jit
+    from jitwi.testing.without_agent import jit
     from jitwi.testing.workload_api import FakeWorkloadApi
 
 __all__ = [
@@ -46,7 +46,7 @@ _HOME = {
     "TestCa": "ca",
     "TestingBackend": "backend",
     "call": "guard",
-    "jit": "jit",
+    "jit": "without_agent",
 }
 
 

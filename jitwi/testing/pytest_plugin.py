@@ -131,7 +131,7 @@ def jitwi_jit(
     Args are those of `jitwi.testing.jit`. Unless given, its SVID is issued by `jitwi_ca`, it writes to `jitwi_audit`
     and keeps its state in a folder of its own.
     """
-    from jitwi.testing.jit import jit
+    from jitwi.testing import jit
 
     with contextlib.ExitStack() as made:
 
