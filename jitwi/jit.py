@@ -355,6 +355,7 @@ class _Running:
         self._undo = undo
 
     def end_all(self, cause: EndCause) -> None:
+        self.runtime.is_stopping = True  # first: what registers itself from here on sees it, what did before is found
         for grant in self.runtime.registry.all():
             stop(grant, cause)
         for grant in self.runtime.registry.all():

@@ -200,7 +200,8 @@ class Grant(NoCopy):
         """
         from jitwi.grants.block import TaskBlock
 
-        return TaskBlock(self.runtime_of, name, declaration, parent=self)
+        raise_on_pending = declaration.pop("raise_on_pending", False)
+        return TaskBlock(self.runtime_of, name, declaration, parent=self, raise_on_pending=raise_on_pending)
 
     def runtime_of(self) -> Runtime:
         """Return the runtime that a child of this grant belongs to."""

@@ -90,7 +90,12 @@ def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | N
         with grant.lock:
             if grant.lease.state is LeaseState.PENDING:
                 grant.lease.activate()
+        _require_not_stopping(runtime)
         require_identity(grant)
+        if runtime.policies.snapshot is not snapshot:  # a reload asks again of live tasks only, and this was none yet
+            snapshot = runtime.policies.snapshot
+            snapshot.check_task(task)
+            decide_all(runtime, snapshot, identity, task, task_json, now, decisions)
         grant.lease.require_live(now)
     except BaseException as error:
         if grant is not None:
@@ -99,6 +104,12 @@ def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | N
             _record_refusal(runtime, task, identity, error, decisions)
         raise
     return grant
+
+
+def _require_not_stopping(runtime: Runtime) -> None:
+    if runtime.is_stopping:
+        msg = "this `JIT` is closed"
+        raise StateError(msg, reasons=("closed",), remedy="make a new one")
 
 
 def _resolve(snapshot: PolicySnapshot, task: Task) -> Task:

@@ -26,6 +26,7 @@ from jitwi.errors import (
 )
 from jitwi.grants.ending import stop
 from jitwi.grants.lease import EndCause, Lease
+from jitwi.grants.slot import CREDENTIAL_EXPIRED
 from jitwi.policy import Decision, Evidence, Facts
 from jitwi.task import Entity, Under
 
@@ -261,7 +262,7 @@ def _refuse(
     detail = f"{str(action)[:_SHOWN]} on {str(resource)[:_SHOWN]}: {error.message}"
     lease_id = "" if slot is None else slot.lease_id
     runtime.audit.record_loss(UseDenied(grant.subject, lease_id, error.code, reason, detail, record))
-    if isinstance(error, GrantExpiredError):
+    if isinstance(error, GrantExpiredError) and reason != CREDENTIAL_EXPIRED:
         stop(grant, EndCause.EXPIRED)
     elif isinstance(error, LimitExceededError) and grant.lease.is_used_up:
         stop(grant, EndCause.MAX_USES)

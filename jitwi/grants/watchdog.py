@@ -260,6 +260,8 @@ class Watchdog:
     def _try_again(self, delay: float, grant: Grant, slot: Slot) -> None:
         longer = min(delay * 2, _LAST_RETRY)
         with grant.finish_lock:
+            if slot.ending is not None and slot.ending.outcome.is_over:
+                return  # whoever was making it has ended it meanwhile
             _ending.end_slot(grant, slot)
         if slot.ending is not None and slot.ending.outcome is Outcome.PENDING:
             with self._lock:
