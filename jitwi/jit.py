@@ -7,6 +7,7 @@ Holds `JIT`. Does not hold rules: each is in the room that keeps it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -115,6 +116,33 @@ class JIT(NoCopy):
         stop_signals: Iterable[signal.Signals] = (signal.SIGTERM,),
         clock: Clock | None = None,
     ) -> None:
+        _check_settings(
+            max_staleness=max_staleness,
+            identity_timeout=identity_timeout,
+            issuer_timeout=issuer_timeout,
+            end_timeout=end_timeout,
+            max_refused_uses=max_refused_uses,
+            max_pending_endings=max_pending_endings,
+        )
+        if isinstance(policies, PolicyStore) and entities is not None:
+            msg = "`entities` has no effect on a `PolicyStore` of your own"
+            raise ConfigurationError(msg, reasons=("no-effect",), remedy="give the provider to the store")
+        if isinstance(identity, str):
+            if identity not in {kind.value for kind in SvidKind}:
+                msg = f"`{identity}` is no kind of identity"
+                raise ConfigurationError(msg, remedy="`x509-svid`, `jwt-svid`, or a source of your own")
+            choices = {} if identity == SvidKind.JWT.value else {"identity_audience": identity_audience}
+        else:
+            choices = {
+                "spiffe_id": spiffe_id,
+                "hint": hint,
+                "identity_audience": identity_audience,
+                "endpoint": endpoint,
+            }
+        for name, value in choices.items():
+            if value is not None:
+                msg = f"`{name}` has no effect on this `identity`"
+                raise ConfigurationError(msg, reasons=("no-effect",), remedy="leave it out, or give it to the source")
         self._clock = SystemClock() if clock is None else clock
         self._policies = policies
         self._entities = entities
@@ -159,7 +187,7 @@ class JIT(NoCopy):
             ConfigurationError: There is no such file, or it is wrong; names file and key.
         """
         config = load_config()
-        return cls(**{**config.jit_arguments(), **overrides})
+        return cls(**{**config.jit_arguments(without=overrides), **overrides})
 
     def task(
         self,
@@ -327,8 +355,9 @@ class JIT(NoCopy):
             self._take_signals()
             undo.append(_give_signals_back)
         except BaseException:
-            for job in reversed(undo):
-                job()
+            with contextlib.ExitStack() as jobs:
+                for job in undo:
+                    jobs.callback(job)
             raise
         running = _Running(runtime, undo)
         _open.add(running)
@@ -345,6 +374,17 @@ class JIT(NoCopy):
         """In a forked child: nothing of the parent's is ours, locks included."""
         self._lock = threading.Lock()
         self._running = None
+
+
+def _check_settings(**settings: object) -> None:
+    for name, value in settings.items():
+        if name.startswith("max_") and name != "max_staleness":
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                msg = f"`{name}` is a whole number of 1 or more"
+                raise ConfigurationError(msg, reasons=("setting",))
+        elif not isinstance(value, timedelta) or value < timedelta(0):
+            msg = f"`{name}` is a `timedelta`, not a negative one"
+            raise ConfigurationError(msg, reasons=("setting",))
 
 
 class _Running:
@@ -375,8 +415,9 @@ class _Running:
             return
         self.end_all(EndCause.PROCESS_STOPPED)
         undo, self._undo = self._undo, []
-        for job in reversed(undo):
-            job()
+        with contextlib.ExitStack() as jobs:  # one that fails stops none of the others
+            for job in undo:
+                jobs.callback(job)
 
 
 class _IdentityListener:
