@@ -380,6 +380,11 @@ class GrantGate:
         """When the credential ends at the latest."""
         return self._slot.deadline
 
+    @property
+    def may_block(self) -> bool:
+        """True if a check may wait for an entity provider."""
+        return self._grant.runtime.policies.may_block
+
     def check(self, action: str | Entity, resource: Entity, *, input: Mapping[str, Any] | None = None) -> Use:
         """Check, count, decide and record one use; see `check_use`."""
         return check_use(self._grant, self._slot, action, resource, input)
