@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jitwi.identity import Identity
     from jitwi.policy import PolicySnapshot
 
-__all__ = ["obtain"]
+__all__ = ["ask_obtain", "obtain"]
 
 _T = TypeVar("_T")
 
@@ -105,7 +105,7 @@ def _make(grant: Grant, name: str, issuer: Issuer) -> CredentialHandle:
         _check_plan(order, plan, snapshot, permissions)
         _require_room(grant, name, plan)
         # 4 obtain?
-        record = _ask(grant, snapshot, order, plan)
+        record = ask_obtain(grant, snapshot, order, plan)
         # 5 the intent is durable before the issuer is called
         runtime.audit.record(
             CredentialIntended(
@@ -151,6 +151,8 @@ def _make(grant: Grant, name: str, issuer: Issuer) -> CredentialHandle:
         with grant.lock:
             slot.handle, slot.is_being_made = handle, False
             grant.lease.require_live(runtime.clock.now())
+        if runtime.policies.snapshot is not snapshot:  # a reload asks again for what was made, and this was not yet
+            ask_obtain(grant, runtime.policies.snapshot, order, plan)
     except BaseException as error:
         _undo(grant, slot, error)
         raise
@@ -247,7 +249,12 @@ def _require_room(grant: Grant, name: str, plan: Plan) -> None:
         )
 
 
-def _ask(grant: Grant, snapshot: PolicySnapshot, order: Order, plan: Plan) -> DecisionRecord:
+def ask_obtain(grant: Grant, snapshot: PolicySnapshot, order: Order, plan: Plan) -> DecisionRecord:
+    """Put the question `obtain` for a plan.
+
+    Raises:
+        ScopeTooWideError: It is denied.
+    """
     facts = Facts(
         grant.task_json,
         grant.lease.used,

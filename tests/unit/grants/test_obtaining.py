@@ -24,14 +24,17 @@ from jitwi.errors import (
     ConfigurationError,
     GrantEndedError,
     GrantExpiredError,
+    GrantRevokedError,
     IssuanceError,
     OutOfScopeError,
+    ScopeTooWideError,
     StateError,
 )
 from jitwi.grants import Watchdog
 from jitwi.issuers import TaskTokens
 from jitwi.policy import PolicyStore
 from jitwi.testing import FakeClock, RecordingSink
+from jitwi.testing import jit as make_test_jit
 
 
 class Handle(CredentialHandle):
@@ -261,3 +264,37 @@ def test_a_decorator_keeps_the_permissions_that_it_was_given(jit, shop):
 
     mapping["count"] = shop.order
     assert [once(), once(), twice()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("when", ["afterwards", "meanwhile"])
+def test_a_reload_that_forbids_a_credential_ends_it(shop, policy_folder, tmp_path, when):
+    """Made before, or just being made: what policies would not let a task obtain any more is over."""
+    issuer = Memory()
+    (policy_folder / "shop.cedar").write_text("permit (principal, action, resource);")
+
+    def forbid():
+        (policy_folder / "more.cedar").write_text(
+            'forbid (principal, action == Jitwi::Action::"obtain", resource == Jitwi::Issuer::"memory");'
+        )
+        jit.reload()
+
+    if when == "meanwhile":
+        issue = issuer.issue
+        issuer.issue = lambda order, plan: (issue(order, plan), forbid())[0]
+    jit = make_test_jit(
+        "spiffe://example.org/a",
+        policy_folder,
+        issuers={"memory": issuer},
+        audit=RecordingSink(),
+        state_dir=tmp_path / "state",
+    )
+    with jit, jit.task("x", permissions={"read": shop.order}, ttl=shop.ttl) as grant:
+        if when == "meanwhile":
+            with pytest.raises(ScopeTooWideError):
+                grant.credential("memory")
+        else:
+            handle = grant.credential("memory")
+            forbid()
+            with pytest.raises(GrantRevokedError):
+                handle.use("read", shop.order)
+    assert issuer.alive == set()
