@@ -196,7 +196,8 @@ class Grant(NoCopy):
             A block for `with` and `async with`, or a decorator.
 
         Raises:
-            InvalidTaskError: The declaration is out of bounds. `OutOfScopeError` comes at entry, when it is wider.
+            InvalidTaskError: The declaration is out of bounds. `OutOfScopeError` comes at entry, when it is wider
+                or nests more than 32 deep.
         """
         from jitwi.grants.block import TaskBlock
 
