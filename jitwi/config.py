@@ -30,7 +30,7 @@ import attrs
 from jitwi.errors import ConfigurationError, JitwiError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from jitwi.credentials.port import Issuer
 
@@ -72,15 +72,20 @@ class Config:
         """
         return {name: self._issuer(name, options) for name, options in self.issuer_options.items()}
 
-    def jit_arguments(self) -> dict[str, Any]:
+    def jit_arguments(self, *, without: Container[str] = ()) -> dict[str, Any]:
         """Return the arguments of `JIT` that the file sets.
+
+        Args:
+            without: Names of those that somebody else gives: they are neither made nor missed.
 
         Raises:
             ConfigurationError: As for `issuers()`, or the file names no policies.
         """
-        if self.policies is None:
-            raise ConfigurationError(f"`{self.path}` does not say where the policies are", remedy="set `policies`")
-        arguments: dict[str, Any] = {"policies": self.policies, "issuers": self.issuers()}
+        arguments: dict[str, Any] = {}
+        if "policies" not in without:
+            arguments["policies"] = self._require_policies()
+        if "issuers" not in without:
+            arguments["issuers"] = self.issuers()
         if self.state_dir is not None:
             arguments["state_dir"] = self.state_dir
         if self.audit_dir is not None:
@@ -88,6 +93,11 @@ class Config:
         for key, value in self.identity.items():
             arguments["identity" if key == "kind" else key] = value
         return arguments
+
+    def _require_policies(self) -> Path:
+        if self.policies is None:
+            raise ConfigurationError(f"`{self.path}` does not say where the policies are", remedy="set `policies`")
+        return self.policies
 
     def _issuer(self, name: str, options: Mapping[str, Any]) -> Issuer:
         kind = options["type"]

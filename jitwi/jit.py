@@ -7,6 +7,8 @@ Holds `JIT`. Does not hold rules: each is in the room that keeps it.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import logging
 import os
 import signal
 import threading
@@ -20,7 +22,8 @@ from jitwi.audit.events import IdentityChanged, PolicyLoaded, PolicyRefused
 from jitwi.clock import Clock, SystemClock
 from jitwi.config import default_state_dir, load_config
 from jitwi.credentials import Services, make_reaper
-from jitwi.errors import ConfigurationError, InvalidPolicyError, JitwiError, StateError
+from jitwi.credentials.bounded import describe_failure
+from jitwi.errors import ConfigurationError, InvalidPolicyError, StateError
 from jitwi.grants import EndCause, Registry, Runtime, Settings, TaskBlock, Watchdog, end_now, recheck, stop
 from jitwi.identity import IdentityEvent, IdentityEventKind, SvidKind, WorkloadApiSource
 from jitwi.journal import SqliteJournal, journal_path, this_owner
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from jitwi.task import Permission
 
 __all__ = ["JIT"]
+
+_log = logging.getLogger("jitwi")
 
 _CLOSE_TIMEOUT = 5.0
 _REAP_SECONDS = 60.0
@@ -79,7 +84,9 @@ class JIT(NoCopy):
         issuer_timeout: How long an issuer may take for one call.
         end_timeout: How long the end of a block waits for one backend before it says `pending`.
         stop_signals: Signals that end all tasks before the process dies of them. Only those are taken whose handler
-            is the default one, and only from the main thread; a handler of yours stays, and calls `close()` itself.
+            is the default one, and only from the main thread; a handler of yours stays. It should raise (`sys.exit()`),
+            so that blocks are left and the interpreter's exit ends the rest; it must not call `close()`, which waits
+            for what the interrupted code may hold.
         clock: The clock.
 
     Raises:
@@ -109,6 +116,33 @@ class JIT(NoCopy):
         stop_signals: Iterable[signal.Signals] = (signal.SIGTERM,),
         clock: Clock | None = None,
     ) -> None:
+        _check_settings(
+            max_staleness=max_staleness,
+            identity_timeout=identity_timeout,
+            issuer_timeout=issuer_timeout,
+            end_timeout=end_timeout,
+            max_refused_uses=max_refused_uses,
+            max_pending_endings=max_pending_endings,
+        )
+        if isinstance(policies, PolicyStore) and entities is not None:
+            msg = "`entities` has no effect on a `PolicyStore` of your own"
+            raise ConfigurationError(msg, reasons=("no-effect",), remedy="give the provider to the store")
+        if isinstance(identity, str):
+            if identity not in {kind.value for kind in SvidKind}:
+                msg = f"`{identity}` is no kind of identity"
+                raise ConfigurationError(msg, remedy="`x509-svid`, `jwt-svid`, or a source of your own")
+            choices = {} if identity == SvidKind.JWT.value else {"identity_audience": identity_audience}
+        else:
+            choices = {
+                "spiffe_id": spiffe_id,
+                "hint": hint,
+                "identity_audience": identity_audience,
+                "endpoint": endpoint,
+            }
+        for name, value in choices.items():
+            if value is not None:
+                msg = f"`{name}` has no effect on this `identity`"
+                raise ConfigurationError(msg, reasons=("no-effect",), remedy="leave it out, or give it to the source")
         self._clock = SystemClock() if clock is None else clock
         self._policies = policies
         self._entities = entities
@@ -153,7 +187,7 @@ class JIT(NoCopy):
             ConfigurationError: There is no such file, or it is wrong; names file and key.
         """
         config = load_config()
-        return cls(**{**config.jit_arguments(), **overrides})
+        return cls(**{**config.jit_arguments(without=overrides), **overrides})
 
     def task(
         self,
@@ -318,34 +352,39 @@ class JIT(NoCopy):
                 reaper = make_reaper(journal, self._issuers, clock=self._clock, audit=audit)
                 watchdog.work(reaper.recover)
                 watchdog.repeat(reaper.run_once, every=_REAP_SECONDS)
-            undo.append(self._take_signals(runtime))
+            self._take_signals()
+            undo.append(_give_signals_back)
         except BaseException:
-            for job in reversed(undo):
-                job()
+            with contextlib.ExitStack() as jobs:
+                for job in undo:
+                    jobs.callback(job)
             raise
         running = _Running(runtime, undo)
         _open.add(running)
         return running
 
-    def _take_signals(self, runtime: Runtime) -> Callable[[], None]:
-        if threading.current_thread() is not threading.main_thread():
-            return lambda: None
-        taken = {s: _StopHandler(s, runtime) for s in self._stop_signals if signal.getsignal(s) is signal.SIG_DFL}
-        for number, handler in taken.items():
-            signal.signal(number, handler)
-
-        def give_back() -> None:
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in taken.items():
-                    if signal.getsignal(number) is handler:
-                        signal.signal(number, signal.SIG_DFL)
-
-        return give_back
+    def _take_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._stop_signals:
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    _taken[number] = _StopHandler(number)
+                    signal.signal(number, _taken[number])
 
     def _forget_parent(self) -> None:
         """In a forked child: nothing of the parent's is ours, locks included."""
         self._lock = threading.Lock()
         self._running = None
+
+
+def _check_settings(**settings: object) -> None:
+    for name, value in settings.items():
+        if name.startswith("max_") and name != "max_staleness":
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                msg = f"`{name}` is a whole number of 1 or more"
+                raise ConfigurationError(msg, reasons=("setting",))
+        elif not isinstance(value, timedelta) or value < timedelta(0):
+            msg = f"`{name}` is a `timedelta`, not a negative one"
+            raise ConfigurationError(msg, reasons=("setting",))
 
 
 class _Running:
@@ -356,10 +395,19 @@ class _Running:
         self._undo = undo
 
     def end_all(self, cause: EndCause) -> None:
+        self.runtime.is_stopping = True  # first: what registers itself from here on sees it, what did before is found
         for grant in self.runtime.registry.all():
             stop(grant, cause)
         for grant in self.runtime.registry.all():
             end_now(grant, cause)
+
+    def stop_for_good(self) -> None:
+        """End all tasks of a process that is about to die, and have them on record."""
+        try:
+            self.end_all(EndCause.PROCESS_STOPPED)
+            self.runtime.audit.close()
+        except Exception as error:  # noqa: BLE001 - the others are to be ended too
+            _log.error("stopping: %s", describe_failure(error))
 
     def close(self) -> None:
         _open.discard(self)
@@ -367,8 +415,9 @@ class _Running:
             return
         self.end_all(EndCause.PROCESS_STOPPED)
         undo, self._undo = self._undo, []
-        for job in reversed(undo):
-            job()
+        with contextlib.ExitStack() as jobs:  # one that fails stops none of the others
+            for job in undo:
+                jobs.callback(job)
 
 
 class _IdentityListener:
@@ -396,31 +445,41 @@ class _IdentityListener:
 
 
 class _StopHandler:
-    """First signal: the watchdog's thread ends all tasks, then sends it again; the second one is the default's."""
+    """First signal: a watchdog's thread ends all tasks of the process, then sends it again: the default's turn.
 
-    def __init__(self, number: signal.Signals, runtime: Runtime) -> None:
+    One for the process, not for one `JIT`: whichever took the signal, all of them end. Where none runs any more (closed
+    in another thread, where no handler can be given back; forgotten; this is a forked child) it is the default's too.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
         self._number = number
-        self._runtime = runtime
         self._is_done = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._is_done or self._runtime.pid != os.getpid():
-            signal.signal(self._number, signal.SIG_DFL)
-            os.kill(os.getpid(), self._number)
+        if not self._is_done and any(running.runtime.watchdog.call(self._end_all) for running in list(_open)):
             return
-        self._runtime.watchdog.call(self._end_all)
+        signal.signal(self._number, signal.SIG_DFL)
+        os.kill(os.getpid(), self._number)
 
     def _end_all(self) -> None:
         try:
-            _Running(self._runtime, []).end_all(EndCause.PROCESS_STOPPED)
-            self._runtime.audit.close()
-        except JitwiError:
-            pass
+            for running in list(_open):
+                running.stop_for_good()
         finally:
             self._is_done = True
             os.kill(os.getpid(), self._number)
 
 
+def _give_signals_back() -> None:
+    if _open or threading.current_thread() is not threading.main_thread():
+        return
+    for number, handler in list(_taken.items()):
+        if signal.getsignal(number) is handler:
+            signal.signal(number, signal.SIG_DFL)
+        del _taken[number]
+
+
+_taken: dict[signal.Signals, _StopHandler] = {}
 _all: weakref.WeakSet[JIT] = weakref.WeakSet()
 _open: set[_Running] = set()
 """What runs, held until it is closed: the interpreter's exit must find it even if its `JIT` was forgotten."""

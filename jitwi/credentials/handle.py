@@ -42,6 +42,11 @@ class CredentialHandle(NoCopy):
         """What Guards know the credential by, published when it ends: `jkt:` and a key's thumbprint, for example."""
         return ()
 
+    @property
+    def may_block(self) -> bool:
+        """True if a use may wait for an entity provider: asynchronous callers then use it off their loop."""
+        return getattr(self._gate, "may_block", False) is True
+
     def destroy(self) -> None:
         """Drop the secret or key that lives in this process. Idempotent; called by the grant, in any thread."""
         self._destroyed = True

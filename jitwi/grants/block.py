@@ -21,7 +21,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jitwi.delegation import inherit
-from jitwi.errors import ConfigurationError, RevocationPendingError, StateError
+from jitwi.errors import ConfigurationError, JitwiError, RevocationPendingError, StateError
 from jitwi.grants import ending as _ending
 from jitwi.grants.async_grant import AsyncGrant
 from jitwi.grants.lease import EndCause
@@ -123,9 +123,7 @@ class TaskBlock(NoCopy):
             JitwiError: As `open_grant` does; nothing is left then.
         """
         task = self._become_entered()
-        self._runtime = runtime = self._runtime_of()
-        self._grant = grant = open_grant(runtime, task, grant_id=self._grant_id, parent=self._parent)
-        return grant
+        return self._open(task)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -184,9 +182,17 @@ class TaskBlock(NoCopy):
             _ending.complete_now(grant, cause, detail)
             self._state = _State.EXITED
 
+    def _open(self, task: Task) -> Grant:
+        try:
+            self._runtime = runtime = self._runtime_of()
+            self._grant = grant = open_grant(runtime, task, grant_id=self._grant_id, parent=self._parent)
+        except JitwiError:
+            self._state = _State.EXITED  # nothing was left open, so there is nothing to leave
+            raise
+        return grant
+
     def _open_unless_cancelled(self, task: Task) -> Grant:
-        self._runtime = runtime = self._runtime_of()
-        self._grant = grant = open_grant(runtime, task, grant_id=self._grant_id, parent=self._parent)
+        grant = self._open(task)
         if self._is_cancelled:
             _ending.stop(grant, EndCause.CANCELLED)
             self._state = _State.EXITED
@@ -218,7 +224,10 @@ class TaskBlock(NoCopy):
         """
         if self._declaration is None:
             raise self._wrong_state()
-        declare = functools.partial(self._for_call, self._declaration)
+        declaration = self._declaration
+        if self._task is not None:  # as they were given: an iterator is used up, a mapping may change
+            declaration = {**declaration, "permissions": self._task.permissions}
+        declare = functools.partial(self._for_call, declaration)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             msg = f"`{function.__name__}` is a generator function, whose body runs after the call has returned"
             raise ConfigurationError(

@@ -202,6 +202,8 @@ def end_slot(grant: Grant, slot: Slot) -> None:
 def _note(grant: Grant, slot: Slot, ended: CredentialEnding, now: float) -> None:
     """Write down how one credential ended; done before an interrupt that came meanwhile goes on."""
     runtime = grant.runtime
+    if slot.is_being_made and ended.outcome in (Outcome.VERIFIED, Outcome.BY_CONSTRUCTION):
+        ended = attrs.evolve(ended, outcome=Outcome.PENDING, proof="", detail="its issuer is still making it")
     slot.ending = ended
     pending = ended.outcome is Outcome.PENDING
     if slot.plan.has_outside_effects:

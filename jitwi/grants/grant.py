@@ -196,11 +196,13 @@ class Grant(NoCopy):
             A block for `with` and `async with`, or a decorator.
 
         Raises:
-            InvalidTaskError: The declaration is out of bounds. `OutOfScopeError` comes at entry, when it is wider.
+            InvalidTaskError: The declaration is out of bounds. `OutOfScopeError` comes at entry, when it is wider
+                or nests more than 32 deep.
         """
         from jitwi.grants.block import TaskBlock
 
-        return TaskBlock(self.runtime_of, name, declaration, parent=self)
+        raise_on_pending = declaration.pop("raise_on_pending", False)
+        return TaskBlock(self.runtime_of, name, declaration, parent=self, raise_on_pending=raise_on_pending)
 
     def runtime_of(self) -> Runtime:
         """Return the runtime that a child of this grant belongs to."""

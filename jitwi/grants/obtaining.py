@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jitwi.audit.events import CredentialIntended, CredentialIssued, CredentialRefused, DecisionRecord
 from jitwi.clock import Deadline
-from jitwi.credentials import Issued, LeaseRef, Order, call_bounded
+from jitwi.credentials import CredentialHandle, Issued, LeaseRef, Order, call_bounded
 from jitwi.credentials.bounded import describe_failure
 from jitwi.credentials.plan import Plan, Wider
 from jitwi.errors import ConfigurationError, IssuanceError, JitwiError, OutOfScopeError, ScopeTooWideError
@@ -25,15 +25,16 @@ from jitwi.task import Entity, Permission
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jitwi.credentials import CredentialHandle, Issuer
+    from jitwi.credentials import Issuer
     from jitwi.grants.grant import Grant
     from jitwi.identity import Identity
     from jitwi.policy import PolicySnapshot
 
-__all__ = ["obtain"]
+__all__ = ["ask_obtain", "obtain"]
 
 _T = TypeVar("_T")
 
+_SHOWN = 200
 _CLOCK_GRAIN = 1.0
 """Seconds by which a backend that counts in whole seconds may round up."""
 
@@ -51,16 +52,32 @@ def obtain(grant: Grant, name: str) -> CredentialHandle:
     """
     # 1 pid, state, deadline, identity
     require_own_process(grant.runtime)
-    grant.lease.require_live(grant.runtime.clock.now())
-    issuer = grant.runtime.issuers.get(name)
-    if issuer is None:
-        known = "`, `".join(grant.runtime.issuers) or "none"
-        raise ConfigurationError(f"there is no issuer `{name}`", remedy=f"configured are: `{known}`")
+    try:
+        grant.lease.require_live(grant.runtime.clock.now())
+        issuer = grant.runtime.issuers.get(name)
+        if issuer is None:
+            known = "`, `".join(grant.runtime.issuers) or "none"
+            raise ConfigurationError(f"there is no issuer `{name}`", remedy=f"configured are: `{known}`")
+    except JitwiError as error:
+        _record_refusal(grant, "", name, error)
+        raise
     with _issue_lock(grant):
         slot = grant.slots.get(name)
         if slot is not None and slot.handle is not None and slot.ending is None:
-            return slot.handle
+            if not slot.deadline.is_passed(grant.runtime.clock.now()):
+                return slot.handle
+            with grant.finish_lock:
+                _ending.end_slot(grant, slot)
         return _make(grant, name, issuer)
+
+
+def _record_refusal(
+    grant: Grant, lease_id: str, name: str, error: JitwiError, record: DecisionRecord | None = None
+) -> None:
+    shown = str(name)[:_SHOWN]
+    grant.runtime.audit.record_loss(
+        CredentialRefused(grant.subject, lease_id, shown, error.code, error.message, record)
+    )
 
 
 def _issue_lock(grant: Grant) -> threading.RLock:
@@ -72,21 +89,23 @@ def _issue_lock(grant: Grant) -> threading.RLock:
 
 def _make(grant: Grant, name: str, issuer: Issuer) -> CredentialHandle:
     runtime = grant.runtime
-    identity = require_identity(grant)
-    now = runtime.clock.now()
-    snapshot = runtime.policies.snapshot
-    # 2 what it serves of this task
-    indexes = _served(grant, snapshot, name)
-    permissions = tuple(grant.declaration.permissions[i] for i in indexes)
-    order = _order(grant, name, permissions, identity, now.wall)
+    lease_id = ""
     record: DecisionRecord | None = None
     try:
+        identity = require_identity(grant)
+        now = runtime.clock.now()
+        snapshot = runtime.policies.snapshot
+        # 2 what it serves of this task
+        indexes = _served(grant, snapshot, name)
+        permissions = tuple(grant.declaration.permissions[i] for i in indexes)
+        order = _order(grant, name, permissions, identity, now.wall)
+        lease_id = order.lease_id
         # 3 plan
         plan = _call(grant, name, issuer, lambda: issuer.plan(order))
         _check_plan(order, plan, snapshot, permissions)
         _require_room(grant, name, plan)
         # 4 obtain?
-        record = _ask(grant, snapshot, order, plan)
+        record = ask_obtain(grant, snapshot, order, plan)
         # 5 the intent is durable before the issuer is called
         runtime.audit.record(
             CredentialIntended(
@@ -100,18 +119,16 @@ def _make(grant: Grant, name: str, issuer: Issuer) -> CredentialHandle:
             ),
             durable=True,
         )
+        # 6 registered before it exists
+        ref = LeaseRef(order.lease_id, name, plan.kind, dict(plan.recipe), plan.expires_at)
+        deadline = Deadline.at_wall(plan.expires_at, now=now).earlier(grant.lease.deadline)
+        slot = Slot(name, issuer, order, plan, indexes, deadline, ref)
+        with grant.lock:
+            grant.lease.require_live(now)
+            grant.slots[_slot_key(grant, name)] = slot
     except JitwiError as error:
-        runtime.audit.record_loss(
-            CredentialRefused(grant.subject, order.lease_id, name, error.code, error.message, record)
-        )
+        _record_refusal(grant, lease_id, name, error, record)
         raise
-    # 6 registered before it exists
-    ref = LeaseRef(order.lease_id, name, plan.kind, dict(plan.recipe), plan.expires_at)
-    deadline = Deadline.at_wall(plan.expires_at, now=now).earlier(grant.lease.deadline)
-    slot = Slot(name, issuer, order, plan, indexes, deadline, ref)
-    with grant.lock:
-        grant.lease.require_live(now)
-        grant.slots[_slot_key(grant, name)] = slot
     try:
         if plan.has_outside_effects:
             runtime.journal.intend(_journal_record(grant, slot))
@@ -120,7 +137,7 @@ def _make(grant: Grant, name: str, issuer: Issuer) -> CredentialHandle:
         issued = _call(
             grant, name, issuer, lambda: issuer.issue(order, plan), late=lambda late: _undo_late(grant, slot, late)
         )
-        _adopt(grant, slot, issued)
+        _adopt(grant, slot, _require(Issued, issued, name))
         # 8 its handle, made without a lock: it is somebody else's code
         handle = _call(
             grant,
@@ -129,10 +146,13 @@ def _make(grant: Grant, name: str, issuer: Issuer) -> CredentialHandle:
             lambda: issuer.handle(order, plan, issued, GrantGate(grant, slot)),
             late=lambda late: late.destroy(),
         )
+        _require(CredentialHandle, handle, name)
         # 9 it may have ended meanwhile: then this credential ends too
         with grant.lock:
-            slot.handle = handle
+            slot.handle, slot.is_being_made = handle, False
             grant.lease.require_live(runtime.clock.now())
+        if runtime.policies.snapshot is not snapshot:  # a reload asks again for what was made, and this was not yet
+            ask_obtain(grant, runtime.policies.snapshot, order, plan)
     except BaseException as error:
         _undo(grant, slot, error)
         raise
@@ -191,9 +211,15 @@ def _call(
         raise IssuanceError(f"issuer `{name}` failed: {describe_failure(exc)}", reasons=("issuer-raised",)) from exc
 
 
+def _require(kind: type[_T], answer: _T, name: str) -> _T:
+    if not isinstance(answer, kind):
+        msg = f"issuer `{name}` answered with `{type(answer).__name__}` instead of `{kind.__name__}`"
+        raise IssuanceError(msg, reasons=("not-the-port",))
+    return answer
+
+
 def _check_plan(order: Order, plan: Plan, snapshot: PolicySnapshot, permissions: tuple[Permission, ...]) -> None:
-    if not isinstance(plan, Plan):
-        raise IssuanceError(f"issuer `{order.issuer}` did not answer with a plan", reasons=("no-plan",))
+    _require(Plan, plan, order.issuer)
     if plan.expires_at > order.ends_at and Wider.TIME not in plan.wider:
         raise IssuanceError(
             f"issuer `{order.issuer}` planned past the end of the task and did not say so", reasons=("plan-dishonest",)
@@ -223,7 +249,12 @@ def _require_room(grant: Grant, name: str, plan: Plan) -> None:
         )
 
 
-def _ask(grant: Grant, snapshot: PolicySnapshot, order: Order, plan: Plan) -> DecisionRecord:
+def ask_obtain(grant: Grant, snapshot: PolicySnapshot, order: Order, plan: Plan) -> DecisionRecord:
+    """Put the question `obtain` for a plan.
+
+    Raises:
+        ScopeTooWideError: It is denied.
+    """
     facts = Facts(
         grant.task_json,
         grant.lease.used,
@@ -286,6 +317,7 @@ def _undo(grant: Grant, slot: Slot, error: BaseException) -> None:
     code = error.code if isinstance(error, JitwiError) else type(error).__name__
     detail = error.message if isinstance(error, JitwiError) else ""
     runtime.audit.record_loss(CredentialRefused(grant.subject, slot.lease_id, slot.name, code, detail))
+    slot.is_being_made = False
     _ending.destroy(slot)
     if not isinstance(error, Exception):
         runtime.watchdog.owe(grant, slot)
@@ -296,7 +328,7 @@ def _undo(grant: Grant, slot: Slot, error: BaseException) -> None:
 
 def _undo_late(grant: Grant, slot: Slot, issued: Issued) -> None:
     """An answer came after the deadline: end it once more, whatever was proven before it came."""
-    if slot.ref.secret is None and issued.secret is not None:
+    if isinstance(issued, Issued) and slot.ref.secret is None and issued.secret is not None:
         slot.ref = LeaseRef(
             slot.lease_id,
             slot.name,

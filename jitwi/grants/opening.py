@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jitwi.audit.events import DecisionRecord, Subject, TaskOpened, TaskRefused
 from jitwi.clock import Deadline
 from jitwi.delegation import narrowed
-from jitwi.errors import JitwiError, StateError
+from jitwi.errors import JitwiError, OutOfScopeError, StateError
 from jitwi.grants import ending as _ending
 from jitwi.grants.grant import Grant
 from jitwi.grants.lease import EndCause, LeaseState
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from jitwi.identity import Identity
     from jitwi.policy import ActionShape, PolicySnapshot
 
-__all__ = ["decide_all", "open_grant"]
+__all__ = ["MAX_DEPTH", "decide_all", "open_grant"]
+
+MAX_DEPTH = 32
+"""How many generations of children a task may have."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -60,6 +63,7 @@ def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | N
         require_own_process(runtime)
         if parent is not None:
             parent.lease.require_live(runtime.clock.now())
+            _require_depth(parent)
         # 2 identity, fresh
         identity = runtime.identity.identity(timeout=runtime.settings.identity_timeout)
         # 3 class and schema: owner, ceilings, actions
@@ -90,7 +94,12 @@ def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | N
         with grant.lock:
             if grant.lease.state is LeaseState.PENDING:
                 grant.lease.activate()
+        _require_not_stopping(runtime)
         require_identity(grant)
+        if runtime.policies.snapshot is not snapshot:  # a reload asks again of live tasks only, and this was none yet
+            snapshot = runtime.policies.snapshot
+            snapshot.check_task(task)
+            decide_all(runtime, snapshot, identity, task, task_json, now, decisions)
         grant.lease.require_live(now)
     except BaseException as error:
         if grant is not None:
@@ -99,6 +108,22 @@ def open_grant(runtime: Runtime, task: Task, *, grant_id: str, parent: Grant | N
             _record_refusal(runtime, task, identity, error, decisions)
         raise
     return grant
+
+
+def _require_depth(parent: Grant) -> None:
+    """Bound the chain of children: an ending walks down all of it."""
+    depth, above = 1, parent.parent
+    while above is not None:
+        depth, above = depth + 1, above.parent
+    if depth > MAX_DEPTH:
+        msg = f"child tasks nest more than {MAX_DEPTH} deep"
+        raise OutOfScopeError(msg, reasons=("too-deep",), remedy="open children side by side")
+
+
+def _require_not_stopping(runtime: Runtime) -> None:
+    if runtime.is_stopping:
+        msg = "this `JIT` is closed"
+        raise StateError(msg, reasons=("closed",), remedy="make a new one")
 
 
 def _resolve(snapshot: PolicySnapshot, task: Task) -> Task:

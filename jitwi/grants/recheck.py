@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jitwi.errors import JitwiError
 from jitwi.grants.ending import stop
 from jitwi.grants.lease import EndCause, LeaseState
+from jitwi.grants.obtaining import ask_obtain
 from jitwi.grants.opening import decide_all
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["recheck"]
 
 
 def recheck(grant: Grant) -> None:
-    """End a live grant that the policies or task classes of now would not let open."""
+    """End a live grant that the policies or task classes of now would not let open, or not obtain what it has."""
     runtime = grant.runtime
     if grant.lease.state is not LeaseState.ACTIVE:
         return
@@ -28,5 +29,8 @@ def recheck(grant: Grant) -> None:
         snapshot = runtime.policies.snapshot
         snapshot.check_task(grant.declaration)
         decide_all(runtime, snapshot, grant.identity, grant.declaration, grant.task_json, runtime.clock.now(), [])
+        for slot in list(grant.slots.values()):
+            if slot.handle is not None and slot.ending is None:
+                ask_obtain(grant, snapshot, slot.order, slot.plan)
     except JitwiError:
         stop(grant, EndCause.POLICY_CHANGED)

@@ -72,6 +72,7 @@ class Runtime:
         settings: The knobs.
         registry: Live grants.
         watchdog: Deadlines and owed endings.
+        is_stopping: True from the moment on that its tasks are being ended for good: none opens any more.
     """
 
     pid: int
@@ -87,6 +88,7 @@ class Runtime:
     registry: Registry
     watchdog: Watchdog
     seen_epoch: int = 0
+    is_stopping: bool = False
     _serving: dict[tuple[str, str, str], tuple[str, ...]] = attrs.field(factory=dict, init=False)
 
     def serving(self, snapshot: PolicySnapshot, shape: ActionShape) -> tuple[str, ...]:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from jitwi.grants.lease import EndCause, Lease
+from jitwi.errors import GrantExpiredError
 
 if TYPE_CHECKING:
     from jitwi.clock import Deadline, Instant
     from jitwi.credentials import CredentialEnding, CredentialHandle, Issuer, LeaseRef, Order, Plan
 
-__all__ = ["Slot"]
+__all__ = ["CREDENTIAL_EXPIRED", "Slot"]
+
+CREDENTIAL_EXPIRED = "credential-expired"
+"""Reason code: this credential is over before its task is."""
 
 
 @attrs.define(slots=True, eq=False, repr=False)
@@ -33,6 +36,8 @@ class Slot:
         ref: What `end` and `probe` get.
         handle: What the user holds, once issued.
         ending: How it ended, once it did.
+        is_being_made: True until its issuer has answered or is not waited for any more: what is not yet there cannot
+            be proven to be over.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Slot:
     ref: LeaseRef
     handle: CredentialHandle | None = None
     ending: CredentialEnding | None = None
+    is_being_made: bool = True
 
     @property
     def lease_id(self) -> str:
@@ -57,4 +63,9 @@ class Slot:
             GrantExpiredError: It has.
         """
         if self.deadline.is_passed(now):
-            raise Lease.error(EndCause.EXPIRED)
+            raise GrantExpiredError(
+                f"the credential of issuer `{self.name}` has expired",
+                reasons=(CREDENTIAL_EXPIRED,),
+                remedy=f"call `grant.credential({self.name!r})` for a new one",
+                cause="expired",
+            )

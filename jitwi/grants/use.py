@@ -26,6 +26,7 @@ from jitwi.errors import (
 )
 from jitwi.grants.ending import stop
 from jitwi.grants.lease import EndCause, Lease
+from jitwi.grants.slot import CREDENTIAL_EXPIRED
 from jitwi.policy import Decision, Evidence, Facts
 from jitwi.task import Entity, Under
 
@@ -261,7 +262,7 @@ def _refuse(
     detail = f"{str(action)[:_SHOWN]} on {str(resource)[:_SHOWN]}: {error.message}"
     lease_id = "" if slot is None else slot.lease_id
     runtime.audit.record_loss(UseDenied(grant.subject, lease_id, error.code, reason, detail, record))
-    if isinstance(error, GrantExpiredError):
+    if isinstance(error, GrantExpiredError) and reason != CREDENTIAL_EXPIRED:
         stop(grant, EndCause.EXPIRED)
     elif isinstance(error, LimitExceededError) and grant.lease.is_used_up:
         stop(grant, EndCause.MAX_USES)
@@ -378,6 +379,11 @@ class GrantGate:
     def deadline(self) -> Deadline:
         """When the credential ends at the latest."""
         return self._slot.deadline
+
+    @property
+    def may_block(self) -> bool:
+        """True if a check may wait for an entity provider."""
+        return self._grant.runtime.policies.may_block
 
     def check(self, action: str | Entity, resource: Entity, *, input: Mapping[str, Any] | None = None) -> Use:
         """Check, count, decide and record one use; see `check_use`."""

@@ -104,9 +104,13 @@ class Watchdog:
         """Note that a block was left without its exit; callable from a finaliser, so it takes no lock."""
         self._inbox.put(lambda: self._end_leaked(grant_id))
 
-    def call(self, job: Callable[[], None]) -> None:
-        """Have the watchdog's thread do something soon; callable from a signal handler."""
+    def call(self, job: Callable[[], None]) -> bool:
+        """Have the watchdog's thread do something soon; callable from a signal handler. False if there is none."""
+        thread = self._thread
+        if self._stopping or thread is None or not thread.is_alive():
+            return False
         self._inbox.put(job)
+        return True
 
     def repeat(self, job: Callable[[], object], *, every: float) -> None:
         """Have a worker do something again and again, `every` seconds give or take a half; never twice at once."""
@@ -256,6 +260,8 @@ class Watchdog:
     def _try_again(self, delay: float, grant: Grant, slot: Slot) -> None:
         longer = min(delay * 2, _LAST_RETRY)
         with grant.finish_lock:
+            if slot.ending is not None and slot.ending.outcome.is_over:
+                return  # whoever was making it has ended it meanwhile
             _ending.end_slot(grant, slot)
         if slot.ending is not None and slot.ending.outcome is Outcome.PENDING:
             with self._lock:

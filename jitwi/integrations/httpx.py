@@ -15,13 +15,16 @@ Example::
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jitwi.errors import ConfigurationError, OutOfScopeError
+from jitwi.grants.off_loop import run_off_loop
 from jitwi.secret import NoCopy
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 
     from jitwi.task import Entity
 
@@ -110,13 +113,36 @@ class HandleAuth(httpx.Auth, NoCopy):
         self._input = input
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Put the credential's headers on one request. Nothing here waits, so it serves both kinds of client.
+        """Put the credential's headers on one request.
 
         Raises:
             OutOfScopeError: Another origin; or the client followed a redirect (without the headers).
             JitwiError: The handle refused this use; nothing was sent.
         """
-        extra = self._handle.headers(request.method, _url(request), self._action, self._resource, self._input)
+        return self._send(request, self._headers(request))
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """Do as `auth_flow` does, off the loop where the decision may wait for an entity provider.
+
+        Raises:
+            JitwiError: As for `auth_flow`.
+        """
+        if getattr(self._handle, "may_block", False) and _is_asyncio():
+            extra = await run_off_loop(lambda: self._headers(request))
+        else:
+            extra = self._headers(request)
+        flow = self._send(request, extra)
+        try:
+            response = yield next(flow)
+            with contextlib.suppress(StopIteration):  # it ends here: one request for one use
+                flow.send(response)
+        finally:
+            flow.close()
+
+    def _headers(self, request: httpx.Request) -> dict[str, str]:
+        return self._handle.headers(request.method, _url(request), self._action, self._resource, self._input)
+
+    def _send(self, request: httpx.Request, extra: Mapping[str, str]) -> Generator[httpx.Request, httpx.Response, None]:
         plain = request.headers
         released = _Released(plain, extra)
         request.headers = released
@@ -135,6 +161,14 @@ class HandleAuth(httpx.Auth, NoCopy):
     def __repr__(self) -> str:
         """Action and resource only."""
         return f"<HandleAuth {self._action} on {self._resource}>"
+
+
+def _is_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # trio: there is no thread of ours to hand it to
+        return False
+    return True
 
 
 def _was_sent_with(earlier: httpx.Response, request: httpx.Request) -> bool:

@@ -15,10 +15,12 @@ from jitwi.errors import (
     IdentityUnavailableError,
     IdentityWithdrawnError,
     InvalidTaskError,
+    OutOfScopeError,
     PolicyEvaluationError,
     StateError,
 )
 from jitwi.grants import EndCause
+from jitwi.grants.opening import MAX_DEPTH
 from jitwi.issuers import TaskTokens
 from jitwi.testing import FixedIdentity, RecordingSink
 
@@ -182,3 +184,20 @@ def test_close_ends_every_live_task(make_jit, shop):
     jit.close()
     assert grant.ending.cause is EndCause.PROCESS_STOPPED
     block.__exit__(None, None, None)
+
+
+def test_children_nest_only_so_deep_and_all_end_with_the_first(jit, shop):
+    """A chain that an ending could not walk down is refused before it exists."""
+    blocks = []
+    with jit.task("x", permissions={"read": shop.order}, ttl=shop.ttl) as grant:
+        deepest = grant
+        with pytest.raises(OutOfScopeError, match="deep"):
+            for _ in range(MAX_DEPTH + 1):
+                blocks.append(deepest.task("x", permissions={"read": shop.order}))
+                deepest = blocks[-1].__enter__()
+        assert len(jit.live_grants) == 1 + MAX_DEPTH
+        deepest.check("read", shop.order)
+    assert jit.live_grants == ()
+    assert not deepest.is_live
+    for block in blocks[:-1]:
+        block.__exit__(None, None, None)
