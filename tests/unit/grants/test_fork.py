@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bar 11 at the grants: a forked child uses nothing of its parent's, does not hang, and starts anew."""
 
+import asyncio
 import ctypes
 import json
 import multiprocessing
@@ -90,20 +91,44 @@ def test_a_child_uses_neither_grant_nor_handle_of_its_parent(make_jit, shop, how
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_leaving_the_block_in_a_child_does_not_end_the_parents_grant(make_jit, shop):
-    """The child that returns out of the parent's block ends nothing of the parent's."""
-    jit, sink = make_jit()
+def test_revoking_in_a_child_is_refused(make_jit, shop):
+    """The child cannot end its parent's grant by name either."""
+    jit, _ = make_jit()
     with jit.task("x", permissions={"read": shop.order}, ttl=shop.ttl) as grant:
 
-        def leave():
+        def revoke():
             try:
                 grant.revoke()
             except StateError as error:
                 return error.reasons[0]
             return "revoked"
 
-        assert run_in_child(os.fork, leave) == "forked"
+        assert run_in_child(os.fork, revoke) == "forked"
         grant.check("read", shop.order)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("how", ["with", "async with"])
+def test_leaving_the_block_in_a_child_does_not_end_the_parents_grant(make_jit, shop, how):
+    """A child that runs out of its parent's block publishes no ending: Guards go on accepting the parent's proofs."""
+    jit, sink = make_jit(issuers={"api": TaskTokens("https://orders.example.org")})
+    block = jit.task("x", permissions={"read": shop.order}, ttl=shop.ttl)
+    with block as grant:
+        token = grant.credential("api")
+        token.headers("GET", URL, "read", shop.order)
+        (public_id,) = token.public_ids
+
+        def leave():
+            if how == "with":
+                block.__exit__(None, None, None)
+            else:
+                asyncio.run(block.__aexit__(None, None, None))
+            return "left"
+
+        assert run_in_child(os.fork, leave) == "left"
+        assert not grant.runtime.endings.is_ended(public_id)
+        token.headers("GET", URL, "read", shop.order)
+    assert grant.runtime.endings.is_ended(public_id)
     assert "grant.ended" in sink.kinds
 
 
